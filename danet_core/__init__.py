@@ -1,0 +1,9 @@
+"""DANet: dual-level alignment for visible-infrared person re-identification, reproduced.
+
+Axis names used in shapes and comments everywhere:
+    B  images in a batch            P  identities in a batch       K  images per identity and modality
+    D  feature dimension            C  training identities         N  images in a store
+    Q  query images                 G  gallery images              T  trials
+    H, W  image height and width
+Modalities are integers: 0 visible, 1 infrared. Scores are fractions; only printed tables show percent.
+"""

@@ -1,0 +1,536 @@
+"""params.yaml as frozen dataclasses: every number of the study has a name and a type, and unknown keys are errors.
+
+`load_study` reads the file; `Study.run` picks one run (data set, variant, trial, seed) out of it. Nothing here has a
+default value: a number that is not in params.yaml does not exist.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from danet_core.files import StudyError
+
+
+class ConfigError(StudyError):
+    """params.yaml, or a name looked up in it, is not what the study expects."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossModalityCenter:
+    """CC, Eq. 3, and its weight in Eq. 6."""
+
+    lambda_1: float
+    margin: float
+    negatives: Literal["anchor", "center"]
+
+    def __post_init__(self) -> None:
+        _require(self.lambda_1 > 0, "lambda_1", self.lambda_1, "a weight above 0 (a variant without CC has `cc: null`)")
+        _require(self.margin >= 0, "margin", self.margin, "a distance of at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class MutualLearning:
+    """ML, Eq. 4 and Eq. 5, and their weights in the total loss."""
+
+    lambda_2: float
+    lambda_sid: float
+
+    def __post_init__(self) -> None:
+        _require(self.lambda_2 >= 0, "lambda_2", self.lambda_2, "a weight of at least 0")
+        _require(
+            self.lambda_sid > 0,
+            "lambda_sid",
+            self.lambda_sid,
+            "a weight above 0: without L_sid C_v and C_r stay untrained",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Modules:
+    """The paper's two contributions; the variants refer to them."""
+
+    cc: CrossModalityCenter
+    ml: MutualLearning
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One row of Table 3."""
+
+    label: str
+    cc: CrossModalityCenter | None
+    ml: MutualLearning | None
+    epochs_factor: int
+
+    def __post_init__(self) -> None:
+        _require(self.epochs_factor >= 1, "epochs_factor", self.epochs_factor, "a whole number of at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Flip, random erasing and normalisation of a batch."""
+
+    flip: float
+    erase: float
+    erase_area: tuple[float, float]
+    erase_ratio: tuple[float, float]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "erase"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, name, value, "a probability from 0 to 1")
+        low, high = self.erase_area
+        _require(0 < low <= high < 1, "erase_area", self.erase_area, "two shares of the image, 0 < low <= high < 1")
+        low, high = self.erase_ratio
+        _require(0 < low <= high, "erase_ratio", self.erase_ratio, "two ratios, 0 < low <= high")
+        _require(min(self.std) > 0, "std", self.std, "three numbers above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a model is trained: the same code for the paper's numbers and for the embedded ones."""
+
+    backbone: str
+    width: int
+    weights: Literal["imagenet", "rendered"]
+    ids_per_batch: int
+    imgs_per_modality: int
+    epochs: int
+    steps_per_epoch: int
+    lr: float
+    weight_decay: float
+    milestones: tuple[int, ...]
+    decay: float
+    augment: Augment
+    test_feature: Literal["before_bn", "after_bn"]
+
+    def __post_init__(self) -> None:
+        for name in ("width", "imgs_per_modality", "epochs", "steps_per_epoch"):
+            value = getattr(self, name)
+            _require(value >= 1, name, value, "a whole number of at least 1")
+        _require(
+            self.ids_per_batch >= 2,
+            "ids_per_batch",
+            self.ids_per_batch,
+            "at least 2 identities, else no loss has a negative",
+        )
+        _require(self.lr > 0, "lr", self.lr, "a learning rate above 0")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "a number of at least 0")
+        _require(0 < self.decay <= 1, "decay", self.decay, "a factor above 0 and at most 1")
+        ascending = list(self.milestones) == sorted(set(self.milestones))
+        _require(
+            ascending and all(0 < epoch < self.epochs for epoch in self.milestones),
+            "milestones",
+            self.milestones,
+            f"ascending epochs below epochs = {self.epochs}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """Size of a packed image in pixels."""
+
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            _require(value >= 16, name, value, "at least 16 pixels")
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitCounts:
+    """Rendered images per identity and camera, by split."""
+
+    train: int
+    val: int
+    test: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderSysu:
+    """A rendered data set in SYSU-MM01's layout."""
+
+    seed: int
+    train_ids: int
+    val_ids: int
+    test_ids: int
+    images: SplitCounts
+    absent: float
+    height: int
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.absent < 0.5, "absent", self.absent, "a share from 0 to below 0.5")
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderRegdb:
+    """A rendered data set in RegDB's layout."""
+
+    seed: int
+    ids: int
+    images: int
+
+    def __post_init__(self) -> None:
+        _require(self.ids >= 4 and self.ids % 2 == 0, "ids", self.ids, "an even number of at least 4")
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderPretraining:
+    """Visible crops of identities that are in no other split."""
+
+    seed: int
+    ids: int
+    images: int
+    height: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """One data set: where its images are, how they are packed and how it is trained on."""
+
+    name: str
+    title: str
+    layout: Literal["sysu", "regdb"]
+    root: str
+    image: Image
+    train_splits: tuple[str, ...]
+    recipe: Recipe
+    render: RenderSysu | RenderRegdb | None
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the images are rendered, so that no figure may be compared with the paper's."""
+        return self.render is not None
+
+    def raw_root(self) -> Path:
+        """Folder of the distributed images: SYSU_MM01_ROOT or REGDB_ROOT for the real sets, else `root` of params.yaml."""
+        variable = {"sysu": "SYSU_MM01_ROOT", "regdb": "REGDB_ROOT"}[self.layout]
+        return Path(os.environ.get(variable, self.root)) if not self.synthetic else Path(self.root)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """Classification on rendered visible crops, the embedded stand-in for ImageNet."""
+
+    render: RenderPretraining
+    image: Image
+    batch_size: int
+    steps: int
+    lr: float
+    weight_decay: float
+    augment: Augment
+    seed: int
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
+        _require(self.steps >= 1, "steps", self.steps, "at least 1")
+        _require(self.lr > 0, "lr", self.lr, "a learning rate above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Values of the recipe that the tuning tries, each with each."""
+
+    lr: tuple[float, ...]
+    steps_per_epoch: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """How the embedded recipe was chosen: the Baseline on the validation identities of one data set."""
+
+    dataset: str
+    seeds: tuple[int, ...]
+    grid: Grid
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is fixed in the evaluation protocols."""
+
+    trials: int
+    ranks: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        _require(self.trials >= 1, "trials", self.trials, "at least 1")
+        _require(self.ranks >= 20, "ranks", self.ranks, "at least 20, the last rank in the tables")
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Switches:
+    """What `dvc repro` runs; an empty list is zero stages."""
+
+    sysu: tuple[str, ...]
+    regdb: tuple[str, ...]
+    trials: tuple[int, ...]
+    variants: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        return self.sysu + self.regdb
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One run, resolved: everything its weights depend on besides the data, the backbone weights and the libraries."""
+
+    dataset: Dataset
+    variant_name: str
+    variant: Variant
+    trial: int
+    seed: int
+    evaluation: Evaluation
+
+    @property
+    def name(self) -> str:
+        """`<variant>-t<trial>-s<seed>`, the name of the run's folder and files."""
+        return f"{self.variant_name}-t{self.trial}-s{self.seed}"
+
+    @property
+    def epochs(self) -> int:
+        return self.dataset.recipe.epochs * self.variant.epochs_factor
+
+    @property
+    def milestones(self) -> tuple[int, ...]:
+        return tuple(epoch * self.variant.epochs_factor for epoch in self.dataset.recipe.milestones)
+
+    def resolved(self) -> dict[str, Any]:
+        """What the run's weights depend on, as plain JSON values; stored with every result and hashed into its fingerprint.
+
+        Captions, folders and evaluation settings are left out: changing them leaves the weights what they are.
+        """
+        dataset = dataclasses.asdict(self.dataset)
+        variant = dataclasses.asdict(self.variant)
+        return _plain(
+            {
+                "dataset": {key: dataset[key] for key in ("name", "layout", "image", "train_splits", "recipe")},
+                "variant": {"name": self.variant_name, **{key: variant[key] for key in ("cc", "ml", "epochs_factor")}},
+                "trial": self.trial,
+                "seed": self.seed,
+            }
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """The whole of params.yaml."""
+
+    study: Switches
+    modules: Modules
+    variants: dict[str, Variant]
+    augment: Augment
+    recipes: dict[str, Recipe]
+    datasets: dict[str, Dataset]
+    pretraining: Pretraining
+    tuning: Tuning
+    evaluation: Evaluation
+
+    def dataset(self, name: str) -> Dataset:
+        """The data set called `name`; an unknown name is a ConfigError that lists the known ones."""
+        return _lookup(self.datasets, name, "data set", "datasets")
+
+    def run(self, dataset: str, variant: str, trial: int, seed: int) -> RunConfig:
+        """One run by its four names. Raises ConfigError for an unknown name, a trial outside the layout's, a negative seed."""
+        row = self.dataset(dataset)
+        trials = range(1, 2) if row.layout == "sysu" else range(1, 11)
+        if trial not in trials:
+            expected = "1 (one training split)" if row.layout == "sysu" else "1 to 10"
+            raise ConfigError(
+                f"trial of data set {dataset}: expected {expected}, found {trial}; correct `study.trials`"
+            )
+        if seed < 0:
+            raise ConfigError(f"seed: expected a whole number of at least 0, found {seed}; correct `study.seeds`")
+        chosen = _lookup(self.variants, variant, "variant", "variants")
+        return RunConfig(row, variant, chosen, trial, seed, self.evaluation)
+
+
+def load_study(path: str | Path = "params.yaml") -> Study:
+    """Read and check params.yaml.
+
+    Raises ConfigError, naming the file and the key, for a missing file, broken YAML, a duplicated, unknown or missing
+    key, a value of the wrong type or out of range, and a list in `study` that names what does not exist.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} is missing; run from the project's root, or restore it from version control"
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if isinstance(raw, dict) and isinstance(raw.get("datasets"), dict):
+        rows = raw["datasets"].items()
+        raw["datasets"] = {name: {"name": name, **row} if isinstance(row, dict) else row for name, row in rows}
+    study = _build(Study, raw, str(path))
+    _check_switches(study, path)
+    return study
+
+
+def _check_switches(study: Study, path: Path) -> None:
+    for layout in ("sysu", "regdb"):
+        for name in getattr(study.study, layout):
+            found = study.dataset(name).layout
+            if found != layout:
+                raise ConfigError(
+                    f"{path}: study.{layout} lists {name}, whose layout is {found}; move it to study.{found}"
+                )
+    for key in ("sysu", "regdb", "trials", "variants", "seeds"):
+        values = getattr(study.study, key)
+        if len(set(values)) != len(values):
+            raise ConfigError(f"{path}: study.{key} names a value twice ({list(values)}); each may stand once")
+    for dataset in study.study.datasets:
+        trials = (1,) if study.dataset(dataset).layout == "sysu" else study.study.trials
+        for variant in study.study.variants:
+            for trial in trials:
+                for seed in study.study.seeds:
+                    study.run(dataset, variant, trial, seed)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key stands once, and `5e-4` is a number as in YAML 1.2 (DVC reads the file so)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key `{key.value}` stands twice; remove one", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_bool = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+_float = re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+)$")
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", _bool, list("tTfF"))
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _float, list("-+0123456789"))
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """Turn parsed YAML into `kind`, strictly: no unknown, missing or mistyped value passes."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return _build_union(arguments, value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where}: expected one of {', '.join(map(str, arguments))}, found {value!r}")
+        return value
+    if origin is tuple:
+        return _build_tuple(arguments, value, where)
+    if origin is dict:
+        _expect(isinstance(value, dict), where, "a mapping", value)
+        return {key: _build(arguments[1], item, f"{where}{_join(where)}{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(kind, value, where)
+    if kind is float:
+        _expect(
+            isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value),
+            where,
+            "a number",
+            value,
+        )
+        return float(value)
+    if kind is int:
+        _expect(isinstance(value, int) and not isinstance(value, bool), where, "a whole number", value)
+        return value
+    _expect(isinstance(value, kind), where, f"a {kind.__name__}", value)
+    return value
+
+
+def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
+    _expect(isinstance(value, dict), where, "a mapping", value)
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(str(key) for key in value if key not in hints)
+    if unknown:
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; known keys are {', '.join(sorted(hints))}")
+    missing = sorted(key for key in hints if key not in value)
+    if missing:
+        raise ConfigError(f"{where}: key {missing[0]!r} is missing; add it")
+    fields = {key: _build(hint, value[key], f"{where}{_join(where)}{key}") for key, hint in hints.items()}
+    try:
+        return kind(**fields)
+    except _OutOfRange as error:
+        raise ConfigError(
+            f"{where}{_join(where)}{error.key}: expected {error.expected}, found {_show(error.found)}"
+        ) from None
+
+
+def _build_union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and types.NoneType in arguments:
+        return None
+    choices = [kind for kind in arguments if kind is not types.NoneType]
+    if len(choices) > 1 and isinstance(
+        value, dict
+    ):  # the member that shares most keys with the value gives the best message
+        choices.sort(key=lambda kind: -len(set(typing.get_type_hints(kind)) & set(value)))
+    return _build(choices[0], value, where)
+
+
+def _build_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    _expect(isinstance(value, list), where, "a list", value)
+    if arguments[-1] is Ellipsis:
+        return tuple(_build(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    _expect(len(value) == len(arguments), where, f"a list of {len(arguments)} values", value)
+    return tuple(
+        _build(kind, item, f"{where}[{index}]") for index, (kind, item) in enumerate(zip(arguments, value, strict=True))
+    )
+
+
+class _OutOfRange(Exception):
+    def __init__(self, key: str, found: Any, expected: str) -> None:
+        self.key, self.found, self.expected = key, found, expected
+
+
+def _require(condition: bool, key: str, found: Any, expected: str) -> None:
+    if not condition:
+        raise _OutOfRange(key, found, expected)
+
+
+def _expect(condition: bool, where: str, expected: str, found: Any) -> None:
+    if not condition:
+        raise ConfigError(f"{where}: expected {expected}, found {_show(found)}")
+
+
+def _join(where: str) -> str:
+    return "." if ":" in where else ": "  # params.yaml: datasets.sysu.image
+
+
+def _show(value: Any) -> str:
+    return repr(list(value) if isinstance(value, tuple) else value)
+
+
+def _lookup(table: dict[str, Any], name: str, what: str, key: str) -> Any:
+    if name not in table:
+        raise ConfigError(
+            f"unknown {what} {name!r}; params.yaml has {', '.join(table)} under `{key}`: correct the name or add a row"
+        )
+    return table[name]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,86 @@
+"""Seeds, determinism and the stamps that say where a result comes from."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from danet_core.files import StudyError
+
+LIBRARIES = ("torch", "torchvision", "numpy", "pandas", "pillow", "safetensors")
+
+
+def derived_seed(seed: int, purpose: str, epoch: int = 0) -> int:
+    """A 63-bit seed for one purpose in one epoch.
+
+    Every random number of a run comes from a generator seeded here, afresh for each epoch, so that a run resumed at an
+    epoch's start needs no generator state and draws what the uninterrupted run drew.
+    """
+    words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), epoch]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
+@contextlib.contextmanager
+def deterministic(seed: int) -> Iterator[None]:
+    """Deterministic algorithms and a seeded global torch generator for the block; the caller's settings come back after it.
+
+    The global generator only initialises layers; training draws from generators of its own.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0])
+            torch.backends.cudnn.benchmark = before[1]
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is a CUDA GPU where there is one, else the CPU. Raises StudyError for a CUDA device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise StudyError(f"device {name}: no CUDA GPU is usable here; use `auto` or `cpu`")
+    return device
+
+
+def stamp(device: torch.device) -> dict[str, object]:
+    """Library versions, device and code version, for a run's record."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        "libraries": {library: metadata.version(library) for library in LIBRARIES},
+        "device": {"type": device.type, "name": name, "threads": torch.get_num_threads()},
+        "code": _code_version(),
+        "command": " ".join(sys.argv),
+    }
+
+
+def _code_version() -> str:
+    """The commit of the checkout, with `+changes` when files differ from it; `unversioned` in a copy without git."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unversioned"
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
