@@ -1,0 +1,61 @@
+"""Random flip and erasing, and normalisation, vectorised over the batch on the training device."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from danet_core.config import Augment
+
+
+def normalise(images: UInt8[Tensor, "B 3 H W"], augment: Augment) -> Float[Tensor, "B 3 H W"]:
+    """Bytes to float32 with the channel means at 0 and the standard deviations at 1, in channels-last memory."""
+    mean = torch.tensor(augment.mean, device=images.device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(augment.std, device=images.device).view(1, 3, 1, 1) * 255
+    floats = images.to(torch.float32, memory_format=torch.channels_last)
+    return (floats - mean) / std
+
+
+def augment_batch(
+    images: UInt8[Tensor, "B 3 H W"], augment: Augment, generator: torch.Generator
+) -> Float[Tensor, "B 3 H W"]:
+    """Flip, normalise and erase each image by chance of its own.
+
+    Each image is mirrored with probability `flip`. With probability `erase` a box is set to the channel mean; its share
+    of the image is uniform in `erase_area`, its height / width log-uniform in `erase_ratio`, its sides cut to the image's.
+
+    Args:
+        images: bytes on any device.
+        generator: of the images' device; six numbers are drawn for each image, whatever becomes of it, so that the
+            stream does not depend on earlier outcomes.
+
+    Source: the paper, "Implementation details"; Zhong et al. 2020 (random erasing) with torchvision's default ranges.
+    """
+    batch, _, height, width = images.shape
+    draw = torch.rand(6, batch, device=images.device, generator=generator)  # (6, B)
+    flipped = torch.where((draw[0] < augment.flip).view(-1, 1, 1, 1), images.flip(-1), images)
+    top, left, box_height, box_width = _boxes(draw, height, width, augment)
+    rows = torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device)
+    inside_rows = (rows >= top[:, None]) & (rows < (top + box_height)[:, None])  # (B, H)
+    inside_columns = (columns >= left[:, None]) & (columns < (left + box_width)[:, None])  # (B, W)
+    erased = (
+        inside_rows[:, :, None] & inside_columns[:, None, :] & (draw[1] < augment.erase).view(-1, 1, 1)
+    )  # (B, H, W)
+    return normalise(flipped, augment).masked_fill(erased[:, None], 0.0)
+
+
+def _boxes(
+    draw: Float[Tensor, "6 B"], height: int, width: int, augment: Augment
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Top, left, height and width of each image's box in whole pixels."""
+    low, high = augment.erase_area
+    area = (low + (high - low) * draw[2]) * (height * width)
+    log_low, log_high = (torch.tensor(bound, device=draw.device).log() for bound in augment.erase_ratio)
+    ratio = torch.exp(log_low + (log_high - log_low) * draw[3])
+    box_height = (area * ratio).sqrt().round().clamp(1, height)
+    box_width = (area / ratio).sqrt().round().clamp(1, width)
+    top = (draw[4] * (height - box_height + 1)).floor()
+    left = (draw[5] * (width - box_width + 1)).floor()
+    return top, left, box_height, box_width

@@ -1,0 +1,105 @@
+"""One-stream ResNet trunks with the last stride set to 1, built from torchvision's blocks.
+
+Parameter names are torchvision's, so that its ImageNet weights load as they are; `width` below 64 gives the narrow
+networks of the embedded benchmark.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
+
+from danet_core.files import StudyError
+
+ARCHITECTURES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
+STRIDES = (
+    1,
+    2,
+    2,
+    1,
+)  # the fourth is 2 in torchvision; the paper sets "the stride size of the last convolutional layer" to 1
+
+
+class ResNet(nn.Module):
+    """ResNet without pooling and classifier: images (B, 3, H, W) to feature maps (B, out_channels, H / 16, W / 16).
+
+    Args:
+        name: one of ARCHITECTURES.
+        width: channels of the first stage; 64 is torchvision's network.
+
+    Raises StudyError for an unknown name.
+    Source: He et al. 2016 as in torchvision.models.resnet; last stride as in the paper, "Implementation details".
+    """
+
+    def __init__(self, name: str, width: int = 64) -> None:
+        super().__init__()
+        if name not in ARCHITECTURES:
+            raise StudyError(
+                f"unknown backbone {name!r}; expected one of {', '.join(ARCHITECTURES)}: correct `backbone`"
+            )
+        block, depths = ARCHITECTURES[name]
+        self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        channels = width
+        for stage, (depth, stride) in enumerate(zip(depths, STRIDES, strict=True)):
+            planes = width * 2**stage
+            self.add_module(f"layer{stage + 1}", _stage(block, channels, planes, depth, stride))
+            channels = planes * block.expansion
+        self.out_channels = channels
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E h w"]:
+        maps = self.maxpool(self.relu(self.bn1(self.conv1(images))))  # (B, width, H / 4, W / 4)
+        maps = self.layer2(self.layer1(maps))  # (B, 2 width x expansion, H / 8, W / 8)
+        return self.layer4(self.layer3(maps))  # (B, 8 width x expansion, H / 16, W / 16)
+
+    def load_weights(self, path: Path) -> None:
+        """Load a .safetensors file of backbone weights; a classifier in it (`fc.`) is left out.
+
+        Raises StudyError, naming the file and the first offending tensor, when it is missing, damaged or of another network.
+        """
+        try:
+            tensors = load_file(path)
+        except FileNotFoundError:
+            raise StudyError(
+                f"backbone weights {path} are missing; `dvc repro` makes them in its `weights` stages"
+            ) from None
+        except SafetensorError as error:
+            raise StudyError(
+                f"backbone weights {path} are damaged ({error}); remove the file and run `dvc repro`"
+            ) from None
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
+        own = self.state_dict()
+        for name in sorted(own.keys() | tensors.keys()):
+            expected = tuple(own[name].shape) if name in own else "no such tensor"
+            found = tuple(tensors[name].shape) if name in tensors else "no such tensor"
+            if expected != found:
+                raise StudyError(
+                    f"backbone weights {path}, tensor {name}: expected {expected}, found {found}; "
+                    "they belong to another `backbone` or `width`"
+                )
+        self.load_state_dict(tensors)
+
+
+def _stage(
+    block: type[BasicBlock] | type[Bottleneck], channels: int, planes: int, depth: int, stride: int
+) -> nn.Sequential:
+    out = planes * block.expansion
+    shortcut = None
+    if stride != 1 or channels != out:
+        shortcut = nn.Sequential(conv1x1(channels, out, stride), nn.BatchNorm2d(out))
+    first = block(channels, planes, stride, shortcut)
+    return nn.Sequential(first, *(block(out, planes) for _ in range(depth - 1)))

@@ -1,0 +1,126 @@
+"""params.yaml is read strictly, and holds the paper's recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from danet_core.config import ConfigError, load_study
+
+PARAMS = Path(__file__).parent.parent / "params.yaml"
+
+
+@pytest.fixture
+def edited(tmp_path: Path):
+    """Write params.yaml with one piece of text replaced, and return its path."""
+
+    def edit(old: str, new: str) -> Path:
+        text = PARAMS.read_text(encoding="utf-8")
+        assert old in text
+        path = tmp_path / "params.yaml"
+        path.write_text(text.replace(old, new, 1), encoding="utf-8")
+        return path
+
+    return edit
+
+
+def test_the_paper_profile_holds_the_numbers_printed_in_the_paper():
+    study = load_study(PARAMS)
+    recipe = study.datasets["sysu"].recipe
+    assert (recipe.backbone, recipe.width, recipe.weights) == ("resnet50", 64, "imagenet")
+    assert (recipe.lr, recipe.weight_decay, recipe.epochs) == (3.5e-4, 5e-4, 140)
+    assert (recipe.milestones, recipe.decay) == ((80, 120), 0.1)
+    assert recipe.ids_per_batch * 2 * recipe.imgs_per_modality == 128
+    assert (recipe.augment.flip, recipe.augment.erase) == (0.5, 0.5)
+    assert (study.datasets["sysu"].image.height, study.datasets["sysu"].image.width) == (384, 128)
+    assert (study.modules.cc.lambda_1, study.modules.ml.lambda_2, study.modules.cc.margin) == (1.0, 2.5, 0.7)
+    assert study.modules.cc.negatives == "anchor"
+
+
+def test_each_variant_is_exactly_the_union_of_its_modules():
+    study = load_study(PARAMS)
+    rows = {name: (row.cc, row.ml) for name, row in study.variants.items()}
+    assert rows["baseline"] == (None, None)
+    assert rows["b_cc"] == (study.modules.cc, None)
+    assert rows["b_ml"] == (None, study.modules.ml)
+    assert rows["b_ml_cc"] == (study.modules.cc, study.modules.ml)
+
+
+def test_lambda_2_stands_once_and_reaches_both_ml_variants(edited):
+    study = load_study(edited("lambda_2: 2.5", "lambda_2: 4.0"))
+    assert study.variants["b_ml"].ml.lambda_2 == study.variants["b_ml_cc"].ml.lambda_2 == 4.0
+    assert PARAMS.read_text(encoding="utf-8").count("lambda_2:") == 1
+
+
+def test_the_embedded_milestones_are_the_papers_shares_of_the_epochs():
+    recipe = load_study(PARAMS).datasets["synth_sysu"].recipe
+    assert [round(epoch / recipe.epochs, 3) for epoch in recipe.milestones] == [round(80 / 140, 3), round(120 / 140, 3)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("lambda_2: 2.5", "lamda_2: 2.5", "modules.ml: unknown key 'lamda_2'"),
+        ("    lr: 0.00035\n", "", "recipes.paper: key 'lr' is missing"),
+        ("    lr: 0.00035", "    lr: -1", "recipes.paper.lr: expected a learning rate above 0, found -1"),
+        ("    lr: 0.00035", "    lr: fast", "recipes.paper.lr: expected a number, found 'fast'"),
+        ("    epochs: 140", "    epochs: 140.5", "recipes.paper.epochs: expected a whole number, found 140.5"),
+        ("    epochs: 140", "    epochs: true", "recipes.paper.epochs: expected a whole number, found True"),
+        ("    milestones: [80, 120]", "    milestones: [80, 140]", "milestones: expected ascending epochs below"),
+        ("negatives: anchor", "negatives: nearest", "expected one of anchor, center, found 'nearest'"),
+        ("  flip: 0.5", "  flip: 1.5", "augment.flip: expected a probability from 0 to 1, found 1.5"),
+        ("sysu: [synth_sysu]", "sysu: [synth_sisu]", "unknown data set 'synth_sisu'"),
+        ("sysu: [synth_sysu]", "sysu: [synth_regdb]", "study.sysu lists synth_regdb, whose layout is regdb"),
+        ("variants: [baseline,", "variants: [basline,", "unknown variant 'basline'"),
+        ("trials: [1]", "trials: [0]", "trial of data set synth_regdb: expected 1 to 10, found 0"),
+        ("seeds: [0]", "seeds: [0, 0]", "study.seeds names a value twice"),
+        ("seeds: [0]", "seeds: [-1]", "seed: expected a whole number of at least 0, found -1"),
+        ("  trials: 10", "  trials: 10\n  trials: 5", "key `trials` stands twice"),
+        ("study:", "study: [", "is not valid YAML"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_that_names_file_key_and_value(edited, old, new, message):
+    with pytest.raises(ConfigError) as caught:
+        load_study(edited(old, new))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_says_where_to_look(tmp_path):
+    with pytest.raises(ConfigError, match=r"params\.yaml is missing; run from the project's root"):
+        load_study(tmp_path / "params.yaml")
+
+
+def test_numbers_in_exponent_form_mean_the_same_to_dvc_and_to_the_study(edited):
+    assert load_study(edited("    lr: 0.00035", "    lr: 35e-5")).recipes["paper"].lr == 35e-5
+
+
+def test_dvc_reads_the_same_values_as_the_study():
+    from ruamel.yaml import YAML
+
+    theirs = YAML(typ="safe").load(PARAMS.read_text(encoding="utf-8"))
+    assert theirs == yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+
+
+def test_an_environment_variable_moves_the_real_data_but_never_the_rendered(monkeypatch, tmp_path):
+    monkeypatch.setenv("SYSU_MM01_ROOT", str(tmp_path))
+    study = load_study(PARAMS)
+    assert study.datasets["sysu"].raw_root() == tmp_path
+    assert study.datasets["synth_sysu"].raw_root() == Path("data/raw/synth_sysu")
+
+
+def test_a_control_with_twice_the_epochs_decays_at_twice_the_milestones():
+    study = load_study(PARAMS)
+    once, twice = (study.run("synth_sysu", name, 1, 0) for name in ("baseline", "baseline_2x"))
+    assert twice.epochs == 2 * once.epochs
+    assert twice.milestones == tuple(2 * epoch for epoch in once.milestones)
+
+
+def test_captions_and_folders_are_no_part_of_what_a_run_depends_on(edited):
+    plain = load_study(PARAMS).run("synth_sysu", "b_cc", 1, 0).resolved()
+    moved = (
+        load_study(edited("root: data/raw/synth_sysu", "root: elsewhere")).run("synth_sysu", "b_cc", 1, 0).resolved()
+    )
+    assert plain == moved
