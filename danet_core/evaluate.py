@@ -1,0 +1,191 @@
+"""Evaluation: from a finished run to its test features and its metrics record. The test images are read here only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from danet_core.augment import normalise
+from danet_core.config import RunConfig
+from danet_core.distances import centre_claim
+from danet_core.files import StudyError, atomic_path, atomic_write_json, sha256_json
+from danet_core.model import DANet
+from danet_core.record import RunFolder, load_finished
+from danet_core.repro import deterministic, resolve_device
+from danet_core.store import PackedStore
+from danet_core.train import build_model
+
+VISIBLE, INFRARED = 0, 1
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of n images with what the protocols need to know of each."""
+
+    rows: Int[np.ndarray, " n"]  # in the store
+    feat: Float[np.ndarray, "n D"]  # before the BN neck
+    feat_bn: Float[np.ndarray, "n D"]  # after it
+    pids: Int[np.ndarray, " n"]
+    camids: Int[np.ndarray, " n"]
+    modalities: Int[np.ndarray, " n"]
+
+    def retrieval(self, test_feature: str) -> Float[np.ndarray, "n D"]:
+        """The feature images are compared by: `before_bn` or `after_bn`."""
+        return self.feat if test_feature == "before_bn" else self.feat_bn
+
+    def save(self, path: Path) -> None:
+        """Write all arrays to an .npz, whole or not at all."""
+        with atomic_path(path) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, **{name: getattr(self, name) for name in self.__dataclass_fields__})
+
+    @classmethod
+    def load(cls, path: Path) -> Features:
+        """Read what `save` wrote; a missing file is a StudyError."""
+        if not path.exists():
+            raise StudyError(
+                f"features {path} are missing; the evaluate stage of that run writes them: run `dvc repro`"
+            )
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
+
+
+def evaluate(
+    config: RunConfig,
+    folder: RunFolder,
+    *,
+    packed: Path = Path("data/packed"),
+    results: Path = Path("results"),
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Extract the run's test features, score them under its layout's protocol, and write features and metrics record.
+
+    The record (results/<dataset>/metrics/<run>.json) holds, as fractions: `settings` (the cross-modality protocols),
+    `within` (retrieval inside each modality, see protocols.within_modality), `figure1` (distances.centre_claim) and
+    the last epoch's training terms. Nothing in it depends on the clock or the folder, so that equal runs give equal bytes.
+
+    Raises StudyError for a run that is missing or does not match the configuration, and for data other than it was trained on.
+    """
+    tensors, run = load_finished(folder, config)
+    store = PackedStore.open(packed / config.dataset.name)
+    if store.meta["content_sha256"] != run["provenance"]["data_sha256"]:
+        raise StudyError(
+            f"{store.root}: expected the data the run {folder.root} was trained on "
+            f"({run['provenance']['data_sha256'][:12]}), found {store.meta['content_sha256'][:12]}; run `dvc repro`"
+        )
+    model = build_model(config.dataset, tensors["classifier.weight"].shape[0], None)
+    model.load_state_dict(tensors)
+    features = extract(model, store, store.rows("test", config.trial), config, device)
+    features.save(folder.features)
+    feat = features.retrieval(config.dataset.recipe.test_feature)
+    last = run["history"][-1]
+    record = {
+        "dataset": config.dataset.name,
+        "title": config.dataset.title,
+        "layout": config.dataset.layout,
+        "synthetic": store.meta["synthetic"],
+        "partial": store.meta["partial"],
+        "variant": config.variant_name,
+        "label": config.variant.label,
+        "trial": config.trial,
+        "seed": config.seed,
+        "split": "test",
+        "settings": cross_modality(features, feat, store, config),
+        "within": {
+            "visible": _within(features, feat, VISIBLE),
+            "infrared": _within(features, feat, INFRARED),
+        },
+        "figure1": centre_claim(feat, features.pids, features.modalities),
+        "training": {
+            "steps": config.epochs * config.dataset.recipe.steps_per_epoch,
+            "epochs": config.epochs,
+            "final": {name: last[name] for name in ("L_id", "L_cc", "L_sid", "L_M", "total")},
+        },
+        "provenance": {"config_sha256": sha256_json(config.resolved()), **run["provenance"]},
+        "config": config.resolved(),
+    }
+    atomic_write_json(results / config.dataset.name / "metrics" / f"{config.name}.json", record)
+    return record
+
+
+@torch.inference_mode()
+def extract(
+    model: DANet, store: PackedStore, rows: Int[np.ndarray, " n"], config: RunConfig, device: str = "auto"
+) -> Features:
+    """Features of the store's `rows`, in their order, with the network in evaluation mode."""
+    if len(rows) == 0:
+        raise StudyError(f"{store.root}: expected images to extract features of, found none; check the split's id list")
+    target = resolve_device(device)
+    model = model.to(target).eval()
+    parts = []
+    with deterministic(0):
+        for start in range(0, len(rows), config.evaluation.batch_size):
+            images = torch.from_numpy(store.images[rows[start : start + config.evaluation.batch_size]]).to(target)
+            parts.append([part.float().cpu() for part in model.embed(normalise(images, config.dataset.recipe.augment))])
+    feat, feat_bn = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+    return Features(rows, feat, feat_bn, store.pids[rows], store.camids[rows], store.modalities[rows])
+
+
+def cross_modality(
+    features: Features, feat: Float[np.ndarray, "n D"], store: PackedStore, config: RunConfig
+) -> dict[str, dict[str, Any]]:
+    """Scores of every setting of the data set's layout, as they stand in the record.
+
+    SYSU-MM01: infrared queries of cameras 3 and 6 against the galleries of the store. RegDB: both directions, named by
+    query and gallery. Each setting carries `chance_rank1`, the Rank-1 a random ranking would have.
+    """
+    infrared, visible = features.modalities == INFRARED, features.modalities == VISIBLE
+    pids, ranks = features.pids, config.evaluation.ranks
+    if config.dataset.layout == "sysu":
+        pool = features.rows[visible]
+        galleries = {
+            name: np.searchsorted(pool, rows[: config.evaluation.trials]) for name, rows in store.galleries.items()
+        }
+        query = feat[infrared], pids[infrared], features.camids[infrared]
+        gallery = feat[visible], pids[visible], features.camids[visible]
+        scored = protocols.evaluate_sysu_settings(*query, *gallery, galleries, ranks=ranks)
+        chance = {name: protocols.chance_rank1(*query[1:], *gallery[1:], galleries[name]) for name in galleries}
+        return {name: _setting(result, chance[name]) for name, result in scored.items()}
+    settings = {}
+    for name, query, gallery in (
+        ("thermal_to_visible", infrared, visible),
+        ("visible_to_thermal", visible, infrared),
+    ):
+        sides = feat[query], pids[query], feat[gallery], pids[gallery]
+        by_identity = protocols.evaluate_regdb(*sides, cmc="identity", ranks=ranks).mean
+        cameras = features.camids[query], features.camids[gallery]
+        everyone = np.arange(gallery.sum())[None]
+        chance = protocols.chance_rank1(pids[query], cameras[0], pids[gallery], cameras[1], everyone)
+        settings[name] = {
+            **_setting(protocols.evaluate_regdb(*sides, ranks=ranks), chance),
+            "identity_level": {rank: by_identity[rank] for rank in ("cmc1", "cmc5", "cmc10", "cmc20")},
+        }
+    return settings
+
+
+def _setting(result: protocols.ProtocolResult, chance: float) -> dict[str, Any]:
+    return {
+        "mean": result.mean,
+        "per_trial": list(result.per_trial),
+        "n_query": result.n_query,
+        "n_valid": result.n_valid,
+        "gallery_size": result.gallery_size,
+        "chance_rank1": chance,
+        "cmc": result.cmc.tolist(),
+        "cmc_level": result.cmc_level,
+    }
+
+
+def _within(features: Features, feat: Float[np.ndarray, "n D"], modality: int) -> dict[str, Any]:
+    chosen = features.modalities == modality
+    result = protocols.within_modality(feat[chosen], features.pids[chosen], features.camids[chosen])
+    return {
+        "cmc1": result.mean["cmc1"],
+        "mAP": result.mean["mAP"],
+        "n_query": result.n_query,
+        "n_valid": result.n_valid,
+    }

@@ -1,0 +1,394 @@
+"""The retrieval protocols of SYSU-MM01 and RegDB, and retrieval within one modality.
+
+What differs between protocols is data: which images form a gallery, which pairs are removed, and what a rank of the CMC
+counts. Each query ranks the whole pool of gallery images once; every trial and every setting is read off that ranking,
+so that the four settings of SYSU-MM01 with ten trials each cost about as much as one.
+Features are multiplied in float32 (float64 if either side is float64), in blocks of queries, on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from danet_core.files import StudyError
+from danet_core.metrics import (
+    CmcLevel,
+    QueryScores,
+    as_array,
+    as_ints,
+    average,
+    join,
+    query_blocks,
+    rank_order,
+    score_queries,
+)
+
+Distance = Literal["cosine", "euclidean"]
+SYSU_INFRARED = (3, 6)  # cameras of the queries
+SYSU_VISIBLE = (1, 2, 4, 5)  # cameras of the galleries; 1 and 2 are indoors
+SAME_PLACE = (3, 2)  # camera 3 is infrared and camera 2 visible, in the same room
+
+
+@dataclass(frozen=True)
+class ProtocolResult:
+    """Scores of one setting of a protocol, as fractions.
+
+    Attributes:
+        mean: cmc1, cmc5, cmc10, cmc20, mAP and mINP, each the unweighted mean over the trials.
+        per_trial: the same keys for each trial, in the order of the galleries.
+        n_valid: queries with a match, the fewest over the trials. With SYSU-MM01's galleries all trials agree, because
+            every trial draws from the same (camera, identity) cells.
+        n_valid_per_trial: the same number for each trial; a trial's scores are means over its own valid queries.
+        n_query: queries asked, valid or not.
+        gallery_size: images in each trial's gallery.
+        cmc: (ranks,) float64, mean CMC curve over the trials, rank k at index k - 1, held at its last value beyond
+            the gallery.
+        cmc_level: what a rank of the CMC counts, "identity" or "image".
+    """
+
+    mean: dict[str, float]
+    per_trial: tuple[dict[str, float], ...]
+    n_valid: int
+    n_valid_per_trial: tuple[int, ...]
+    n_query: int
+    gallery_size: int
+    cmc: np.ndarray
+    cmc_level: CmcLevel
+
+
+def evaluate_sysu(
+    q_feat: Float[np.ndarray, "Q D"] | Float[Tensor, "Q D"],
+    q_pids: Integer[np.ndarray, " Q"] | Integer[Tensor, " Q"],
+    q_camids: Integer[np.ndarray, " Q"] | Integer[Tensor, " Q"],
+    g_feat: Float[np.ndarray, "G D"] | Float[Tensor, "G D"],
+    g_pids: Integer[np.ndarray, " G"] | Integer[Tensor, " G"],
+    g_camids: Integer[np.ndarray, " G"] | Integer[Tensor, " G"],
+    galleries: Integer[np.ndarray, "T S"] | Integer[Tensor, "T S"],
+    *,
+    distance: Distance = "cosine",
+    ranks: int = 50,
+) -> ProtocolResult:
+    """SYSU-MM01: infrared queries against T random galleries of visible images.
+
+    A query of camera 3 ignores every gallery image of camera 2, of whatever identity, because both look at the same
+    place. CMC is identity-level. A query whose identity is not left in the gallery is skipped. The score is the mean
+    over the trials.
+
+    Args:
+        q_feat: (Q, D) features of the queries (cameras 3 and 6); any length, the cosine distance normalises them.
+        q_pids, q_camids: (Q,) their identities and cameras.
+        g_feat: (G, D) features of the pool that the galleries are drawn from.
+        g_pids, g_camids: (G,) their identities and cameras.
+        galleries: (T, S) indices into the pool, one gallery a row. Equal distances are ranked by ascending pool index.
+        distance: "cosine", the protocol's, or "euclidean" on the features as they are.
+        ranks: length of the stored CMC curve.
+
+    Returns:
+        ProtocolResult.
+
+    Raises:
+        StudyError (a ValueError): lengths disagree, a feature is not finite, a gallery index is out of range or listed
+            twice in a trial, query and gallery are swapped (by their cameras), or no query of a trial has a match.
+
+    Source: the evaluation code published with SYSU-MM01 (Wu et al., ICCV 2017).
+    """
+    settings = evaluate_sysu_settings(
+        q_feat,
+        q_pids,
+        q_camids,
+        g_feat,
+        g_pids,
+        g_camids,
+        {"SYSU-MM01": galleries},
+        distance=distance,
+        ranks=ranks,
+    )
+    return settings["SYSU-MM01"]
+
+
+def evaluate_sysu_settings(
+    q_feat: Float[np.ndarray, "Q D"] | Float[Tensor, "Q D"],
+    q_pids: Integer[np.ndarray, " Q"] | Integer[Tensor, " Q"],
+    q_camids: Integer[np.ndarray, " Q"] | Integer[Tensor, " Q"],
+    g_feat: Float[np.ndarray, "G D"] | Float[Tensor, "G D"],
+    g_pids: Integer[np.ndarray, " G"] | Integer[Tensor, " G"],
+    g_camids: Integer[np.ndarray, " G"] | Integer[Tensor, " G"],
+    settings: Mapping[str, Any],
+    *,
+    distance: Distance = "cosine",
+    ranks: int = 50,
+) -> dict[str, ProtocolResult]:
+    """`evaluate_sysu` for several sets of galleries of one pool, with one ranking of the pool for all of them.
+
+    Args:
+        settings: name -> galleries (T, S), as {"all_single": (10, 301), ..., "indoor_multi": (10, 1120)}; T and S may
+            differ between settings. Everything else as in `evaluate_sysu`.
+
+    Returns:
+        name -> ProtocolResult, in the order of `settings`.
+
+    Raises:
+        StudyError: as `evaluate_sysu`, naming the setting; or `settings` is empty.
+    """
+    if not settings:
+        raise StudyError("no setting to evaluate: `settings` maps a name to galleries (T, S), and it is empty")
+    query, pool = _Images.of(q_feat, q_pids, "q"), _Images.of(g_feat, g_pids, "g")
+    q_camids, g_camids = as_ints(q_camids, "q_camids", len(query.pids)), as_ints(g_camids, "g_camids", len(pool.pids))
+    members = {name: _members(galleries, len(pool.pids), name) for name, galleries in settings.items()}
+    all_members = np.concatenate(list(members.values()))
+
+    used = np.flatnonzero(all_members.any(axis=0))  # ascending, so ties keep their order
+    _refuse_swapped(q_camids, g_camids[used])
+    from_query, from_gallery = q_camids == SAME_PLACE[0], g_camids[used] == SAME_PLACE[1]
+    scores = _score(
+        query,
+        _Images(pool.feat[used], pool.pids[used]),
+        all_members[:, used],
+        lambda rows: from_query[rows, None] & from_gallery,
+        cmc="identity",
+        distance=distance,
+    )
+    results, done = {}, 0
+    for name, mask in members.items():
+        trials = QueryScores(*(part[:, done : done + len(mask)] for part in scores))
+        results[name] = _result(trials, int(mask[0].sum()), "identity", ranks, name)
+        done += len(mask)
+    return results
+
+
+def evaluate_regdb(
+    q_feat: Float[np.ndarray, "Q D"] | Float[Tensor, "Q D"],
+    q_pids: Integer[np.ndarray, " Q"] | Integer[Tensor, " Q"],
+    g_feat: Float[np.ndarray, "G D"] | Float[Tensor, "G D"],
+    g_pids: Integer[np.ndarray, " G"] | Integer[Tensor, " G"],
+    *,
+    cmc: CmcLevel = "image",
+    distance: Distance = "cosine",
+    ranks: int = 50,
+) -> ProtocolResult:
+    """RegDB, one trial in one direction: every image of one modality against every image of the other.
+
+    No pair is removed: the two cameras are one visible and one thermal. The protocol's score is the mean over ten
+    trials with a model each, which the caller takes. "Visible to thermal" means that the query is visible.
+
+    Args:
+        q_feat: (Q, D) features of the queries; any length, the cosine distance normalises them.
+        q_pids: (Q,) their identities: the folder numbers, since class labels restart in each split.
+        g_feat: (G, D) features of the gallery.
+        g_pids: (G,) their identities.
+        cmc: "image", as most papers report, or "identity"; they agree at rank 1 and differ beyond.
+        distance: "cosine", or "euclidean" on the features as they are.
+        ranks: length of the stored CMC curve.
+
+    Returns:
+        ProtocolResult with one entry in `per_trial`.
+
+    Raises:
+        StudyError (a ValueError): lengths disagree, a feature is not finite, or no query has a match.
+
+    Source: RegDB (Nguyen et al., Sensors 2017), with the search protocol of Ye et al., AAAI 2018.
+    """
+    query, gallery = _Images.of(q_feat, q_pids, "q"), _Images.of(g_feat, g_pids, "g")
+    members = np.ones((1, len(gallery.pids)), dtype=bool)
+    scores = _score(query, gallery, members, None, cmc=cmc, distance=distance)
+    return _result(scores, len(gallery.pids), cmc, ranks, "RegDB")
+
+
+def within_modality(
+    feat: Float[np.ndarray, "N D"] | Float[Tensor, "N D"],
+    pids: Integer[np.ndarray, " N"] | Integer[Tensor, " N"],
+    camids: Integer[np.ndarray, " N"] | Integer[Tensor, " N"],
+    *,
+    distance: Distance = "cosine",
+    ranks: int = 50,
+) -> ProtocolResult:
+    """Retrieval among the images of one modality: each image against all the others, image-level CMC.
+
+    Where the modality has several cameras, a query ignores the images of its own identity in its own camera
+    (Market-1501's convention: a neighbouring frame is no evidence); where it has one camera, only the query image
+    itself. The two cases are not comparable with each other, nor with cross-modality scores on other galleries.
+
+    Args:
+        feat: (N, D) features of all test images of one modality.
+        pids, camids: (N,) their identities and cameras.
+        distance: "cosine", or "euclidean" on the features as they are.
+        ranks: length of the stored CMC curve.
+
+    Returns:
+        ProtocolResult with one entry in `per_trial`; `gallery_size` is N, before anything is ignored.
+
+    Raises:
+        StudyError (a ValueError): lengths disagree, a feature is not finite, or no query has a match.
+
+    Source: Zheng et al., "Scalable Person Re-identification: A Benchmark" (Market-1501), ICCV 2015.
+    """
+    images = _Images.of(feat, pids, "")
+    camids = as_ints(camids, "camids", len(images.pids))
+    everyone = np.arange(len(camids))
+    several_cameras = len(np.unique(camids)) > 1
+
+    def ignore(rows: slice) -> np.ndarray:
+        if several_cameras:
+            return (images.pids[rows, None] == images.pids) & (camids[rows, None] == camids)
+        return everyone[rows, None] == everyone
+
+    members = np.ones((1, len(images.pids)), dtype=bool)
+    scores = _score(images, images, members, ignore, cmc="image", distance=distance)
+    return _result(scores, len(images.pids), "image", ranks, "within one modality")
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Features (N, D), float32 or float64 and finite, with their identities (N,)."""
+
+    feat: np.ndarray
+    pids: np.ndarray
+
+    @classmethod
+    def of(cls, feat: Any, pids: Any, side: str) -> _Images:
+        prefix = f"{side}_" if side else ""
+        feat = as_array(feat, f"{prefix}feat", ndim=2)
+        feat = feat.astype(np.promote_types(feat.dtype, np.float32), copy=False)
+        finite = np.isfinite(feat).all(axis=1)
+        if not finite.all():
+            raise StudyError(
+                f"{prefix}feat has NaN or infinite values, first in row {int(np.argmin(finite))} of {len(feat)};"
+                " the model that made these features has diverged, and its distances have no order"
+            )
+        return cls(feat, as_ints(pids, f"{prefix}pids", len(feat)))
+
+
+def _score(
+    query: _Images,
+    gallery: _Images,
+    members: np.ndarray,
+    ignore: Callable[[slice], np.ndarray] | None,
+    *,
+    cmc: CmcLevel,
+    distance: Distance,
+) -> QueryScores:
+    """Scores (Q, T) of all queries in the T subsets `members` (T, G) of the gallery, a block of queries at a time."""
+    if query.feat.shape[1] != gallery.feat.shape[1]:
+        raise StudyError(
+            f"query features have {query.feat.shape[1]} dimensions and gallery features {gallery.feat.shape[1]};"
+            " both must come from the same model"
+        )
+    blocks = query_blocks(len(query.pids), len(gallery.pids))
+    distances = _distances(query.feat, gallery.feat, distance)
+    return join(
+        [
+            score_queries(
+                rank_order(distances(rows), None if ignore is None else ignore(rows)),
+                query.pids[rows],
+                gallery.pids,
+                members,
+                cmc=cmc,
+            )
+            for rows in blocks
+        ]
+    )
+
+
+def _distances(q_feat: np.ndarray, g_feat: np.ndarray, distance: Distance) -> Callable[[slice], np.ndarray]:
+    """A function from a block of queries to numbers (rows, G) in the order of their distances.
+
+    Only the order is used, so "cosine" gives minus the similarity (1 - s would round near ties together), and
+    "euclidean" half the squared distance less the query's own part. That one is measured in float64 from the gallery's
+    mean, because a difference of squares cancels: float32 features far from the origin would be ranked by rounding.
+    """
+    if distance == "cosine":
+        q_part, g_part, offset = _unit(q_feat), _unit(g_feat), 0
+    elif distance == "euclidean":
+        centre = g_feat.mean(axis=0, dtype=np.float64)
+        q_part, g_part = q_feat - centre, g_feat - centre
+        offset = np.einsum("gd,gd->g", g_part, g_part) / 2
+    else:
+        raise StudyError(f"distance must be 'cosine' or 'euclidean', found {distance!r}")
+    same = _first_equal(g_part)
+    all_differ = bool((same == np.arange(len(same))).all())
+
+    def distances(rows: slice) -> np.ndarray:
+        block = q_part[rows] @ g_part.T
+        np.subtract(offset, block, out=block)
+        # A matrix product may round equal columns differently, by their place in it; equal features must tie.
+        return block if all_differ else block[:, same]
+
+    return distances
+
+
+def _first_equal(feat: np.ndarray) -> np.ndarray:
+    """(N,) for each row the index of the first row with the same bytes."""
+    seen: dict[bytes, int] = {}
+    return np.array([seen.setdefault(row.tobytes(), index) for index, row in enumerate(feat)])
+
+
+def _unit(feat: np.ndarray) -> np.ndarray:
+    """Rows at unit length; a zero row stays zero (it is at right angles to everything)."""
+    # The largest value is taken out first, so that squares neither overflow nor vanish.
+    largest = np.abs(feat).max(axis=1, keepdims=True, initial=0)
+    scaled = feat / np.where(largest > 0, largest, 1)
+    length = np.linalg.norm(scaled, axis=1, keepdims=True)
+    scaled /= np.where(length > 0, length, 1)
+    return scaled
+
+
+def _members(galleries: Any, n_pool: int, name: str) -> np.ndarray:
+    """(T, G) membership mask of galleries (T, S) given as pool indices."""
+    galleries = as_array(galleries, f"the galleries of {name}", ndim=2)
+    n_trials, size = galleries.shape
+    if galleries.size == 0 or galleries.dtype.kind not in "iu":
+        raise StudyError(
+            f"the galleries of {name} must be integers (trials, images) with at least one of each,"
+            f" found {galleries.dtype} {galleries.shape}"
+        )
+    if galleries.min() < 0 or galleries.max() >= n_pool:
+        raise StudyError(
+            f"the galleries of {name} hold indices from {int(galleries.min())} to {int(galleries.max())} and the pool"
+            f" {n_pool} images; give indices into g_feat, not rows of the whole store"
+        )
+    members = np.zeros((n_trials, n_pool), dtype=bool)
+    members[np.arange(n_trials)[:, None], galleries.astype(np.int64)] = True
+    repeated = np.flatnonzero(members.sum(axis=1) != size)
+    if len(repeated):
+        raise StudyError(f"trial {int(repeated[0])} of {name} lists an image twice; a gallery holds each image once")
+    return members
+
+
+def _refuse_swapped(q_camids: np.ndarray, g_camids: np.ndarray) -> None:
+    for side, camids, wrong in (("query", q_camids, SYSU_VISIBLE), ("gallery", g_camids, SYSU_INFRARED)):
+        found = camids[np.isin(camids, wrong)]
+        if len(found):
+            raise StudyError(
+                f"a {side} image is of camera {int(found[0])}, but SYSU-MM01's queries are infrared (cameras 3 and 6) and"
+                " its galleries visible (1, 2, 4 and 5); query and gallery may be swapped"
+            )
+
+
+def _result(scores: QueryScores, gallery_size: int, level: CmcLevel, ranks: int, name: str) -> ProtocolResult:
+    if ranks < 1:
+        raise StudyError(f"a CMC curve has at least one rank, found ranks={ranks}")
+    try:
+        trials = [average(scores, trial, max(ranks, 20)) for trial in range(scores.ap.shape[1])]
+    except StudyError as error:
+        raise StudyError(f"{name}: {error}") from None
+    per_trial = tuple(
+        {f"cmc{rank}": float(trial.cmc[rank - 1]) for rank in (1, 5, 10, 20)} | {"mAP": trial.mAP, "mINP": trial.mINP}
+        for trial in trials
+    )
+    n_valid = tuple(trial.n_valid for trial in trials)
+    return ProtocolResult(
+        mean={key: float(np.mean([trial[key] for trial in per_trial])) for key in per_trial[0]},
+        per_trial=per_trial,
+        n_valid=min(n_valid),
+        n_valid_per_trial=n_valid,
+        n_query=len(scores.ap),
+        gallery_size=gallery_size,
+        cmc=np.mean([trial.cmc[:ranks] for trial in trials], axis=0),
+        cmc_level=level,
+    )
