@@ -61,8 +61,8 @@ def retrieval_metrics(
     """Score a distance matrix: CMC, mAP and mINP.
 
     Each query ranks the gallery by ascending distance, equal distances by ascending gallery index. With m matches at
-    ranks r_1 < ... < r_m, counted over the images left to that query: AP = 1/m sum_j j / r_j and INP = m / r_m. CMC at k
-    is the share of queries whose first match is among the first k images ("image") or the first k distinct identities
+    ranks r_1 < ... < r_m, counted over the images left to that query: AP = 1/m sum_j j / r_j and INP = m / r_m. CMC at
+    k is the share of queries whose first match is among the first k images ("image") or the first k distinct identities
     in order of first appearance ("identity"). Queries without a match are skipped.
 
     Args:
@@ -89,8 +89,8 @@ def retrieval_metrics(
         ignore = as_array(ignore, "ignore", ndim=2)
         if ignore.shape != distmat.shape or ignore.dtype != np.bool_:
             raise StudyError(
-                f"`ignore` must be a boolean array of distmat's shape {distmat.shape}, found {ignore.dtype} {ignore.shape};"
-                " give one entry per query-gallery pair"
+                f"`ignore` must be a boolean array of distmat's shape {distmat.shape}, found {ignore.dtype}"
+                f" {ignore.shape}; give one entry per query-gallery pair"
             )
     if distmat.dtype.kind == "f" and np.isnan(distmat).any():
         query, image = np.argwhere(np.isnan(distmat))[0]

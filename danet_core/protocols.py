@@ -243,6 +243,50 @@ def within_modality(
     return _result(scores, len(images.pids), "image", ranks, "within one modality")
 
 
+def chance_rank1(
+    q_pids: Integer[np.ndarray, " Q"] | Integer[Tensor, " Q"],
+    q_camids: Integer[np.ndarray, " Q"] | Integer[Tensor, " Q"],
+    g_pids: Integer[np.ndarray, " G"] | Integer[Tensor, " G"],
+    g_camids: Integer[np.ndarray, " G"] | Integer[Tensor, " G"],
+    galleries: Integer[np.ndarray, "T S"] | Integer[Tensor, "T S"],
+) -> float:
+    """The Rank-1 to expect from a random ranking: the share of matches among the images left to a query.
+
+    Mean over the queries that have a match, then over the trials, as the scores are. The camera rule is SYSU-MM01's;
+    RegDB has no camera 3, so that nothing is removed there. It is the same for both levels of the CMC.
+
+    Args:
+        q_pids, q_camids: (Q,) identities and cameras of the queries.
+        g_pids, g_camids: (G,) those of the pool.
+        galleries: (T, S) indices into the pool, one gallery a row.
+
+    Returns:
+        A fraction.
+
+    Raises:
+        StudyError (a ValueError): lengths disagree, an index is out of range or repeated, or a trial has no match.
+    """
+    q_pids, g_pids = as_array(q_pids, "q_pids", ndim=1), as_array(g_pids, "g_pids", ndim=1)
+    q_pids, g_pids = as_ints(q_pids, "q_pids", len(q_pids)), as_ints(g_pids, "g_pids", len(g_pids))
+    q_camids, g_camids = as_ints(q_camids, "q_camids", len(q_pids)), as_ints(g_camids, "g_camids", len(g_pids))
+    members = _members(galleries, len(g_pids), "the chance level")
+    pids, codes = np.unique(q_pids, return_inverse=True)
+    of_pid = (g_pids[:, None] == pids).astype(np.int64)  # (G, I)
+    shares = np.zeros((len(members), len(q_pids)))  # (T, Q)
+    for same_place in (False, True):
+        left = members & (g_camids != SAME_PLACE[1]) if same_place else members
+        queries = np.flatnonzero((q_camids == SAME_PLACE[0]) == same_place)
+        share = (left.astype(np.int64) @ of_pid) / np.maximum(left.sum(axis=1, keepdims=True), 1)  # (T, I)
+        shares[:, queries] = share[:, codes[queries]]
+    valid = (shares > 0).sum(axis=1)  # (T,)
+    if not valid.all():
+        raise StudyError(
+            f"no query has a match in the gallery of trial {int(np.argmin(valid))}, so there is no chance level;"
+            " check that q_pids and g_pids name identities alike"
+        )
+    return float((shares.sum(axis=1) / valid).mean())
+
+
 @dataclass(frozen=True)
 class _Images:
     """Features (N, D), float32 or float64 and finite, with their identities (N,)."""
@@ -365,8 +409,8 @@ def _refuse_swapped(q_camids: np.ndarray, g_camids: np.ndarray) -> None:
         found = camids[np.isin(camids, wrong)]
         if len(found):
             raise StudyError(
-                f"a {side} image is of camera {int(found[0])}, but SYSU-MM01's queries are infrared (cameras 3 and 6) and"
-                " its galleries visible (1, 2, 4 and 5); query and gallery may be swapped"
+                f"a {side} image is of camera {int(found[0])}, but SYSU-MM01's queries are infrared (cameras 3, 6) and"
+                " its galleries visible (1, 2, 4, 5); query and gallery may be swapped"
             )
 
 
