@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from danet_core import protocols
 from danet_core.augment import normalise
 from danet_core.config import RunConfig
 from danet_core.distances import centre_claim
