@@ -1,4 +1,4 @@
-"""The choice of the embedded recipe: the Baseline, trained over the grid of params.yaml, scored on validation identities.
+"""How the embedded recipe was chosen: the Baseline over the grid of params.yaml, scored on validation identities.
 
 `python -m tools.tune` writes results/tuning/<dataset>.csv. Test identities are never read, no other variant is trained;
 the chosen numbers are then typed into `recipes.embedded`.

@@ -1,0 +1,77 @@
+# make repro | test | lab | lint      Each first sets up what it needs: the locked versions, in .venv. A second call costs nothing.
+# make lock                           Compile requirements.lock again from pyproject.toml (ARGS=--upgrade for newer versions).
+# Extra arguments go through ARGS:    make repro ARGS=--keep-going      make test ARGS="-m slow"      make test ARGS="-k losses"
+
+PYTHON ?= python3
+WORKERS ?= logical
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+export DVC_NO_ANALYTICS := 1
+unexport PYTHONHOME PYTHONPATH
+
+# A virtual environment holds its own absolute path; after the folder was moved or copied it has to be made again.
+ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
+$(shell rm -f $(READY))
+endif
+
+.PHONY: setup repro test lab lint lock clean-venv
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup: $(READY)
+	@$(BIN)/python -m tools.checkout
+
+repro: setup
+	@$(BIN)/python -m dvc repro $(ARGS)
+
+# One thread for each of the parallel test processes: more threads than cores make every one of them slower.
+test: setup
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
+
+lab: setup
+	@$(BIN)/python -m tools.lab $(ARGS)
+
+lint: setup
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m mypy
+
+lock: setup
+	$(BIN)/uv pip compile --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-emit-index-url \
+	    --extra dev --custom-compile-command "make lock" --output-file requirements.lock --quiet $(ARGS) pyproject.toml
+
+clean-venv:
+	rm -rf $(VENV)
+
+# The stamp is written last, so that an interrupted set-up starts again. uv comes from the lock too, checked by its hash.
+# A folder .venv that somebody else made (it has no .by-make) is left alone.
+MAKE_VENV = rm -rf $(VENV) && mkdir $(VENV) && touch $(VENV)/.by-make && "$(PYTHON)" -m venv
+PIP_INSTALL = install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.txt
+
+$(READY): requirements.lock pyproject.toml
+	@command -v "$(PYTHON)" >/dev/null || { \
+	    echo "$(PYTHON) was not found: install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "$(PYTHON) is older than Python 3.11: name a newer one: make PYTHON=/path/to/python3.11"; exit 1; }
+	@test ! -e $(VENV) || test -e $(VENV)/.by-make || { \
+	    echo "$(CURDIR)/$(VENV) was not made by this Makefile: rename or remove it, then call make again"; exit 1; }
+	@test -f $@ || { echo "Making $(VENV) with $$("$(PYTHON)" --version)"; \
+	    { $(MAKE_VENV) $(VENV) || { $(MAKE_VENV) --without-pip $(VENV); }; } >$(VENV).log 2>&1 || { \
+	        cat $(VENV).log; rm -rf $(VENV) $(VENV).log; \
+	        echo "$(PYTHON) has no working venv module: install it (on Debian and Ubuntu the package python3-venv)"; exit 1; }; \
+	    rm -f $(VENV).log; }
+	@awk '/^uv==/ { inside = 1 } inside { print } inside && !/\\$$/ { exit }' requirements.lock > $(VENV)/uv.txt
+	@if $(BIN)/python -m pip --version >/dev/null 2>&1; then $(BIN)/python -m pip $(PIP_INSTALL); \
+	    elif "$(PYTHON)" -m pip --version >/dev/null 2>&1; then "$(PYTHON)" -m pip --python $(BIN)/python $(PIP_INSTALL); \
+	    else echo "$(PYTHON) has no pip: install it (on Debian and Ubuntu the package python3-pip)"; exit 1; fi
+	@echo "Installing the versions of requirements.lock"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@echo "$(CURDIR)" > $@

@@ -1,0 +1,40 @@
+"""JupyterLab on the project's notebooks, with kernels of this interpreter that work in the project's folder.
+
+    python -m tools.lab [arguments of jupyter lab]
+
+A kernel named `python3` that another environment left in the user's home would otherwise win.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from danet_core.files import atomic_write_json
+from tools import ROOT
+from tools.strip import KERNELSPEC
+
+
+def write_kernelspec() -> str:
+    """Write the kernel's description under build/ and return the folder for JUPYTER_PATH."""
+    folder = ROOT / "build" / "jupyter"
+    specification = {
+        "argv": [sys.executable, str(ROOT / "tools" / "kernel.py"), "-f", "{connection_file}"],
+        "display_name": KERNELSPEC["display_name"],
+        "language": KERNELSPEC["language"],
+        "metadata": {"debugger": True},
+    }
+    atomic_write_json(folder / "kernels" / KERNELSPEC["name"] / "kernel.json", specification)
+    return str(folder)
+
+
+def main() -> None:
+    """Replace this process by JupyterLab; arguments are passed on."""
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [write_kernelspec(), os.environ.get("JUPYTER_PATH")]))
+    from jupyterlab.labapp import LabApp
+
+    LabApp.launch_instance([f"--ServerApp.root_dir={ROOT}", "--LabApp.default_url=/lab/tree/notebooks", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()
