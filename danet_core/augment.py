@@ -23,7 +23,7 @@ def augment_batch(
     """Flip, normalise and erase each image by chance of its own.
 
     Each image is mirrored with probability `flip`. With probability `erase` a box is set to the channel mean; its share
-    of the image is uniform in `erase_area`, its height / width log-uniform in `erase_ratio`, its sides cut to the image's.
+    of the image is uniform in `erase_area`, its height / width log-uniform in `erase_ratio`, cut at the image's sides.
 
     Args:
         images: bytes on any device.

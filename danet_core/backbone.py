@@ -69,7 +69,7 @@ class ResNet(nn.Module):
     def load_weights(self, path: Path) -> None:
         """Load a .safetensors file of backbone weights; a classifier in it (`fc.`) is left out.
 
-        Raises StudyError, naming the file and the first offending tensor, when it is missing, damaged or of another network.
+        Raises StudyError, naming file and first offending tensor, when it is missing, damaged or of another network.
         """
         try:
             tensors = load_file(path)

@@ -216,7 +216,7 @@ class Dataset:
         return self.render is not None
 
     def raw_root(self) -> Path:
-        """Folder of the distributed images: SYSU_MM01_ROOT or REGDB_ROOT for the real sets, else `root` of params.yaml."""
+        """Folder of the raw images: SYSU_MM01_ROOT or REGDB_ROOT for the real sets where set, else `root`."""
         variable = {"sysu": "SYSU_MM01_ROOT", "regdb": "REGDB_ROOT"}[self.layout]
         return Path(os.environ.get(variable, self.root)) if not self.synthetic else Path(self.root)
 
@@ -311,7 +311,7 @@ class RunConfig:
         return tuple(epoch * self.variant.epochs_factor for epoch in self.dataset.recipe.milestones)
 
     def resolved(self) -> dict[str, Any]:
-        """What the run's weights depend on, as plain JSON values; stored with every result and hashed into its fingerprint.
+        """What the run's weights depend on, as plain JSON values: stored with every result, hashed in its fingerprint.
 
         Captions, folders and evaluation settings are left out: changing them leaves the weights what they are.
         """
@@ -346,7 +346,7 @@ class Study:
         return _lookup(self.datasets, name, "data set", "datasets")
 
     def run(self, dataset: str, variant: str, trial: int, seed: int) -> RunConfig:
-        """One run by its four names. Raises ConfigError for an unknown name, a trial outside the layout's, a negative seed."""
+        """One run by its four names; ConfigError for an unknown name, a trial the layout lacks, a negative seed."""
         row = self.dataset(dataset)
         trials = range(1, 2) if row.layout == "sysu" else range(1, 11)
         if trial not in trials:

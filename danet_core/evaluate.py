@@ -67,9 +67,9 @@ def evaluate(
 
     The record (results/<dataset>/metrics/<run>.json) holds, as fractions: `settings` (the cross-modality protocols),
     `within` (retrieval inside each modality, see protocols.within_modality), `figure1` (distances.centre_claim) and
-    the last epoch's training terms. Nothing in it depends on the clock or the folder, so that equal runs give equal bytes.
+    the last epoch's training terms. Nothing in it depends on clock or folder, so that equal runs give equal bytes.
 
-    Raises StudyError for a run that is missing or does not match the configuration, and for data other than it was trained on.
+    Raises StudyError for a run that is missing or of another configuration, and for data it was not trained on.
     """
     tensors, run = load_finished(folder, config)
     store = PackedStore.open(packed / config.dataset.name)

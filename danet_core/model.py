@@ -32,7 +32,7 @@ class DANet(nn.Module):
         width: channels of the backbone's first stage; 64 is the paper's network.
 
     Raises StudyError for fewer than two classes, an unknown backbone or weights that do not fit.
-    Source: the paper, Fig. 2 and "Implementation details"; BN neck as in Luo et al. 2019 (bag of tricks), its bias fixed at 0.
+    Source: the paper, Fig. 2 and "Implementation details"; the neck, with its bias fixed at 0, is Luo et al. 2019's.
     Choice: pooling is global average; the paper does not name it.
     """
 

@@ -71,7 +71,7 @@ def save_finished(folder: RunFolder, model: nn.Module, record: dict[str, Any]) -
 def load_finished(folder: RunFolder, config: RunConfig) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and record of a finished run.
 
-    Raises StudyError when the run is missing, its model is not the recorded one, or it was made with another configuration.
+    Raises StudyError when the run is missing, of another configuration, or its model is not the recorded one.
     """
     record = read_json(folder.record)
     if record["config"] != config.resolved():

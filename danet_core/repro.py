@@ -32,7 +32,7 @@ def derived_seed(seed: int, purpose: str, epoch: int = 0) -> int:
 
 @contextlib.contextmanager
 def deterministic(seed: int) -> Iterator[None]:
-    """Deterministic algorithms and a seeded global torch generator for the block; the caller's settings come back after it.
+    """Deterministic algorithms and a seeded global torch generator; the caller's settings come back after the block.
 
     The global generator only initialises layers; training draws from generators of its own.
     """

@@ -11,9 +11,9 @@ from danet_core.files import StudyError
 class IdentitySampler:
     """Draws the batches of an epoch as positions into the training images.
 
-    A batch holds `ids_per_batch` distinct identities, and of each `imgs_per_modality` visible images followed by as many
-    infrared ones. Identities come from successive random permutations, so that each is seen equally often (the remainder
-    of a permutation that does not fill a batch is dropped); images of an identity and modality are drawn without
+    A batch holds `ids_per_batch` distinct identities, and of each `imgs_per_modality` visible images followed by as
+    many infrared ones. Identities come from successive random permutations, so that each is seen equally often (what
+    is left of a permutation and does not fill a batch is dropped); images of an identity and modality are drawn without
     replacement, and again from the start of the same random order where there are fewer than `imgs_per_modality`.
 
     Args:
@@ -32,8 +32,8 @@ class IdentitySampler:
         self.identities = np.unique(pids)
         if len(self.identities) < ids_per_batch:
             raise StudyError(
-                f"ids_per_batch: expected at most the {len(self.identities)} training identities, found {ids_per_batch}; "
-                "lower it in params.yaml or add identities"
+                f"ids_per_batch: expected at most the {len(self.identities)} training identities, found {ids_per_batch}"
+                "; lower it in params.yaml or add identities"
             )
         self.ids_per_batch, self.imgs_per_modality = ids_per_batch, imgs_per_modality
         self._members = [self._members_of(pids, modalities, modality) for modality in (0, 1)]

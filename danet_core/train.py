@@ -97,7 +97,7 @@ def train(
     """Train one run, or go on from its checkpoint, and write its model and record into `folder`.
 
     Returns the record: resolved configuration, history by epoch, provenance and versions. Raises StudyError for
-    unusable data, weights or checkpoints, for a loss that is not finite, and when the same run is being trained elsewhere.
+    unusable data, weights or checkpoints, for a loss that is not finite, and when the run is being trained elsewhere.
     """
     with exclusive(folder.lock, f"run {config.dataset.name}/{config.name}"):
         started = time.perf_counter()
@@ -195,7 +195,7 @@ def _epoch(
 
 
 def _means(steps: list[dict[str, Tensor]], epoch: int) -> dict[str, float | None]:
-    """Mean of each term over the epoch, None for a term the variant lacks. Raises StudyError for a NaN or infinite term."""
+    """Mean of each term over the epoch, None for a term the variant lacks; StudyError for a NaN or infinite one."""
     means: dict[str, float | None] = dict.fromkeys(TERMS)
     for name in steps[0]:
         values = torch.stack([step[name] for step in steps]).cpu()

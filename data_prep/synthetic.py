@@ -17,7 +17,7 @@ import multiprocessing
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -484,49 +484,3 @@ def _draw_pretraining_identity(root: Path, seed: int, height: int, pid: int, cou
         high = round(height * rng.uniform(0.82, 1.2))
         nuisance = sample_nuisance(rng, camera, high, round(high * rng.uniform(0.42, 0.52)))
         Image.fromarray(draw(who, nuisance, "visible")).save(folder / f"{number:04d}.jpg", quality=camera.quality)
-
-
-# looking at a tree
-
-
-def contact_sheet(
-    root: Path, layout: str, n_ids: int = 8, per_camera: int = 2, height: int = 128, *, first: int = 0
-) -> Image.Image:
-    """A picture of some identities of a tree, one per row: visible crops first, then infrared ones.
-
-    layout: "sysu", "regdb" or "pretraining". n_ids rows, starting with the `first`-th identity in numerical order;
-    per_camera images of each camera; every crop is scaled to `height` x `height` / 2 pixels; a missing one stays dark.
-    Works on the original data sets too. Raises StudyError if the tree has no identities.
-    """
-    folders = {
-        "sysu": [f"cam{c}" for c in (*_VISIBLE_CAMERAS, *_INFRARED_CAMERAS)],
-        "regdb": ["Visible"] * 2 + ["Thermal"] * 2,
-        "pretraining": [""] * 4,
-    }
-    if layout not in folders:
-        raise StudyError(f"layout is {layout!r}; expected one of {', '.join(folders)}")
-    root = Path(root)
-    names = sorted({path.name for folder in set(folders[layout]) for path in _folders(root / folder)}, key=int)
-    if not names:
-        raise StudyError(
-            f"{root} has no identities in the layout of {layout}; render or unpack the data set there first"
-        )
-    names, width, gap = names[first : first + n_ids], height // 2, 4
-    columns = len(folders[layout]) * per_camera
-    sheet = Image.new(
-        "RGB", (columns * width + (len(folders[layout]) - 1) * gap, len(names) * (height + gap)), (24, 24, 24)
-    )
-    for row, name in enumerate(names):
-        for block, folder in enumerate(folders[layout]):
-            files = sorted(p for p in (root / folder / name).glob("*") if p.suffix.lower() in (".jpg", ".bmp"))
-            skip = folders[layout][:block].count(folder) * per_camera  # a second block of the same folder goes on
-            for k, path in enumerate(files[skip : skip + per_camera]):
-                with Image.open(path) as image:
-                    crop = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-                sheet.paste(crop, (block * (per_camera * width + gap) + k * width, row * (height + gap)))
-    return sheet
-
-
-def _folders(root: Path) -> Iterator[Path]:
-    if root.is_dir():
-        yield from (path for path in root.iterdir() if path.is_dir() and path.name.isdigit())

@@ -76,8 +76,8 @@ def _fetch(path: Path) -> None:
 def rendered(pretraining: Pretraining, recipe: Recipe, out: Path, *, device: str = "auto") -> None:
     """Weights of a network that classifies rendered visible crops of identities found in no other split.
 
-    Data sets with the same network share one pretraining: its result is kept under build/pretrained/ by the hash of all it
-    depends on, and copied from there.
+    Data sets with the same network share one pretraining: its result is kept under build/pretrained/ by the hash of all
+    it depends on, and copied from there.
     """
     identity = {"pretraining": dataclasses.asdict(pretraining), "backbone": recipe.backbone, "width": recipe.width}
     kept = Path("build/pretrained") / f"{sha256_json(identity)[:16]}.safetensors"
