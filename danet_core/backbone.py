@@ -51,12 +51,10 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        channels = width
-        for stage, (depth, stride) in enumerate(zip(depths, STRIDES, strict=True)):
-            planes = width * 2**stage
-            self.add_module(f"layer{stage + 1}", _stage(block, channels, planes, depth, stride))
-            channels = planes * block.expansion
-        self.out_channels = channels
+        channels = [width, *(width * 2**stage * block.expansion for stage in range(4))]
+        stages = [_stage(block, channels[stage], width * 2**stage, depths[stage], STRIDES[stage]) for stage in range(4)]
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.out_channels = channels[-1]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

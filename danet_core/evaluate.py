@@ -149,8 +149,8 @@ def cross_modality(
         query = feat[infrared], pids[infrared], features.camids[infrared]
         gallery = feat[visible], pids[visible], features.camids[visible]
         scored = protocols.evaluate_sysu_settings(*query, *gallery, galleries, ranks=ranks)
-        chance = {name: protocols.chance_rank1(*query[1:], *gallery[1:], galleries[name]) for name in galleries}
-        return {name: _setting(result, chance[name]) for name, result in scored.items()}
+        chances = {name: protocols.chance_rank1(*query[1:], *gallery[1:], galleries[name]) for name in galleries}
+        return {name: _setting(result, chances[name]) for name, result in scored.items()}
     settings = {}
     for name, query, gallery in (
         ("thermal_to_visible", infrared, visible),

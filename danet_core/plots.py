@@ -99,15 +99,15 @@ def variant_style(variant: str, variants: Sequence[str]) -> tuple[str, Any]:
     return _SPARE_STYLE[others.index(variant) % len(_SPARE_STYLE)]
 
 
-def training_curves(records: Sequence[Record]) -> StudyFigure:
+def training_curves(records: Sequence[Record], *, title: str, synthetic: bool) -> StudyFigure:
     """Loss terms and learning rate over the epochs, one panel each, one line per run.
 
-    records: training records (`runs/<dataset>/<run>/record.json`). A term that no run has gets no panel, and a run
-    without a term no line in its panel. Runs of one variant share colour and dash, and are named once.
+    records: training records (`runs/<dataset>/<run>/record.json`) of the data set with this `title`. A term that no
+    run has gets no panel, and a run without a term no line in its panel. Runs of one variant share colour and dash, and
+    are named once.
     Raises StudyError when there is no record.
     """
     _need(records, "training record")
-    dataset = records[0]["config"]["dataset"]
     columns = [
         term for term in TERM_LABELS if any(epoch.get(term) is not None for r in records for epoch in r["history"])
     ]
@@ -126,7 +126,7 @@ def training_curves(records: Sequence[Record]) -> StudyFigure:
                 axis.set_yscale("log")
             else:
                 axis.set_ylim(bottom=0)
-        _finish(figure, axes, f"Training on {dataset['title']}", dataset["render"] is not None)
+        _finish(figure, axes, f"Training on {title}", synthetic)
     return figure
 
 

@@ -45,7 +45,7 @@ PARTIAL_NOTE = (
 _REQUIRED = ("dataset", "title", "layout", "synthetic", "partial", "variant", "label", "trial", "seed", "split",
              "settings", "within", "figure1", "training", "provenance", "config")
 # fmt: on
-_FREE = ("config.trial", "config.seed", "config.dataset.title", "config.variant.label")  # may differ within a table
+_FREE = ("config.trial", "config.seed")  # may differ within a table
 _PAPER_FILES = {1: "table1_sysu_mm01.csv", 2: "table2_regdb.csv", 3: "table3_ablation.csv"}
 _PAPER_DIRECTIONS = {"thermal_to_visible": "infrared2visible", "visible_to_thermal": "visible2infrared"}
 
@@ -198,14 +198,16 @@ def load_features(results: Results) -> dict[str, dict[str, np.ndarray]]:
 def check_comparable(records: Mapping[str, Record]) -> None:
     """Refuse to set runs side by side that differ in more than variant, trial and seed.
 
-    Compared are the resolved configurations (but for titles and labels), the hashes of data and backbone weights, and
-    the evaluated split; within one variant its own row too. Raises StudyError naming both runs, key and values.
+    Compared are the resolved configurations, the hashes of data and backbone weights, the evaluated split, and over how
+    many galleries each setting is the mean; within one variant its own row too. Raises StudyError naming both runs,
+    key and values.
     """
     first: dict[str, tuple[str, dict[str, Any]]] = {}  # the run each is compared with, and what they have to share
     for name, record in records.items():
         leaves = dict(_leaves(record["config"], "config"))
         leaves |= {f"provenance.{key}": record["provenance"][key] for key in ("data_sha256", "weights_sha256")}
         leaves |= {key: record[key] for key in ("split", "partial")}
+        leaves |= {f"galleries of {key}": len(found["per_trial"]) for key, found in record["settings"].items()}
         own = {key: value for key, value in leaves.items() if key not in _FREE}
         shared = {key: value for key, value in own.items() if not key.startswith("config.variant")}
         for group, found in (("", shared), (record["variant"], own)):
@@ -456,10 +458,10 @@ def _table(results: Results, number: int, caption: str, columns: Columns, blocks
 
 
 def _spread_note(results: Results) -> str:
-    seeds = max((len(complete_seeds(results, variant.name)) for variant in results.variants), default=0)
-    n = f"n = {seeds} seed{'' if seeds == 1 else 's'}"
+    counts = [len(complete_seeds(results, variant.name)) for variant in results.variants] or [0]
+    n = f"n = {_range(counts)} seed{'' if max(counts) == min(counts) == 1 else 's'}"
     splits = f"{len(results.trials)} train and test splits"
-    over = ["seeds"] * (seeds > 1) + [splits] * (seeds > 0 and len(results.trials) > 1)
+    over = ["seeds"] * (max(counts) > 1) + [splits] * (max(counts) > 0 and len(results.trials) > 1)
     return f"Mean ± standard deviation over {' / over '.join(over)}; {n}." if over else f"{n}: no standard deviation."
 
 

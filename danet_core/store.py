@@ -121,7 +121,9 @@ class PackedStore:
         splits = [splits] if isinstance(splits, str) else list(splits)
         column = f"split_{trial}"
         if column not in self.manifest:
-            known = ", ".join(name.removeprefix("split_") for name in self.manifest if name.startswith("split_"))
+            known = ", ".join(
+                name.removeprefix("split_") for name in map(str, self.manifest) if name.startswith("split_")
+            )
             raise StoreError(f"{self.root}: no split of trial {trial}; this store has trial {known}")
         values = self.manifest[column]
         for split in splits:
@@ -164,7 +166,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
         raise StoreError(f"{path} is not a manifest ({' '.join(str(error).split())})") from None
     absent = [name for name in COLUMNS if name not in table]
-    if not any(name.startswith("split_") for name in table):
+    if not any(str(name).startswith("split_") for name in table):
         absent.append("split_1")
     if absent:
         raise StoreError(
@@ -185,7 +187,8 @@ def read_manifest(path: Path) -> pd.DataFrame:
 def galleries_bytes(galleries: Mapping[str, Int[np.ndarray, "T _"]]) -> bytes:
     """Galleries as an uncompressed .npz; equal galleries give equal bytes (numpy stamps every member 1980)."""
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.ascontiguousarray(galleries[name], dtype="<i4") for name in sorted(galleries)})
+    members: dict[str, Any] = {name: np.ascontiguousarray(galleries[name], dtype="<i4") for name in sorted(galleries)}
+    np.savez(buffer, **members)
     return buffer.getvalue()
 
 
@@ -292,7 +295,7 @@ class StoreWriter:
         return complete
 
     def _read_journal(self) -> list[dict[str, Any]]:
-        lines = []
+        lines: list[dict[str, Any]] = []
         with contextlib.suppress(FileNotFoundError):
             for text in (self.partial / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines():
                 try:

@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def workers(one: argparse.ArgumentParser) -> None:
         one.add_argument(
-            "--workers", type=_positive, metavar="N", help="decoding processes; default: one per core, at most 16"
+            "--workers", type=_positive, metavar="N", help="decoding processes; default: one per core, at most 12"
         )
 
     partial(command("prepare", _prepare, "render if embedded, read, verify, and write data/prepared/DATASET"))

@@ -486,8 +486,7 @@ def _draw_arm(f: Figure, who: Identity, arm: list[Joint]) -> None:
                 width=max(2, round(o.pitch * 0.4 * f.scale)),
             )
     if o.texture == "reflective":
-        p = _between(shoulder, elbow, 0.75) if not long else _between(elbow, wrist, 0.3)
-        x, y = f.at(p)
+        x, y = f.at(_between(elbow, wrist, 0.3) if long else _between(shoulder, elbow, 0.75))
         s = (r + ease) * f.scale * 0.95
         f.flat(
             [
@@ -653,10 +652,10 @@ def _hair(f: Figure, o: Outfit, at: Point, w: float, h: float, turned: float) ->
         if k == 0:
             f.light.polygon(shell + lower[::-1], fill=round(level * 0.95))
             continue
-        upper = [(x + (px - x) * width + shift * w, y + (py - y) * (0.55 + 0.45 * width)) for px, py in shell]
+        over = [(x + (px - x) * width + shift * w, y + (py - y) * (0.55 + 0.45 * width)) for px, py in shell]
         under = [(x + (px - x) * width + shift * w, max(py, y - 0.98 * h)) for px, py in lower]
         f.light.polygon(
-            upper + [(px, min(py, q[1])) for (px, py), q in zip(under[::-1], lower[::-1], strict=True)],
+            over + [(px, min(py, q[1])) for (px, py), q in zip(under[::-1], lower[::-1], strict=True)],
             fill=round(level * 0.97),
         )
     if o.hair == "cap":

@@ -20,10 +20,10 @@ import hashlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterable, Iterator
-from multiprocessing.connection import Connection, wait
+from collections.abc import Generator, Iterable
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -31,8 +31,12 @@ from PIL import Image
 
 from danet_core.files import StudyError
 
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import SpawnProcess
+
 INTERPOLATION = "bilinear"
-_WORKERS_AT_MOST = 16  # about 50 MB each, so that packing stays below 1 GB on any machine
+_WORKERS_AT_MOST = 12  # about 60 MB each, so that packing stays below 1 GB on any machine
 
 
 def load_rgb(path: Path) -> Image.Image:
@@ -125,7 +129,7 @@ def run_job(job: Job) -> Outcome:
     return Outcome(job.number, digest, failures)
 
 
-def run_jobs(jobs: Iterable[Job], workers: int) -> Iterator[Outcome]:
+def run_jobs(jobs: Iterable[Job], workers: int) -> Generator[Outcome, None, None]:
     """Do all jobs on `workers` processes and yield their outcomes as they finish, in any order.
 
     Processes are spawned, not forked, and each has its own pipe: when this process is killed, the workers read an end
@@ -138,7 +142,7 @@ def run_jobs(jobs: Iterable[Job], workers: int) -> Iterator[Outcome]:
         return
     context = multiprocessing.get_context("spawn")
     remaining = iter(jobs)
-    processes: dict[Connection, multiprocessing.process.BaseProcess] = {}
+    processes: dict[Connection[Any, Any], SpawnProcess] = {}
     try:
         for job in remaining:
             ours, theirs = context.Pipe()
@@ -146,28 +150,27 @@ def run_jobs(jobs: Iterable[Job], workers: int) -> Iterator[Outcome]:
             process.start()
             theirs.close()
             processes[ours] = process
-            ours.send(job)
+            with contextlib.suppress(ConnectionError):  # it died: recv will say so
+                ours.send(job)
             if len(processes) == workers:
                 break
         busy = set(processes)
         while busy:
-            for connection in wait(list(busy)):
+            for connection in cast("list[Connection[Any, Any]]", wait(list(busy))):
                 try:
-                    outcome = connection.recv()
+                    outcome: Outcome = connection.recv()
                 except (EOFError, ConnectionError):
-                    process = processes[connection]
-                    process.join()
+                    processes[connection].join()
                     raise StudyError(
-                        f"a decoding process ended unexpectedly (exit code {process.exitcode}), perhaps for want of "
-                        f"memory; "
-                        "start again with fewer, --workers 1"
+                        f"a decoding process ended unexpectedly (exit code {processes[connection].exitcode}), perhaps "
+                        "for want of memory; start again with fewer, --workers 1"
                     ) from None
-                job = next(remaining, None)
-                if job is None:
+                following = next(remaining, None)
+                if following is None:
                     busy.discard(connection)
                 else:
-                    with contextlib.suppress(ConnectionError):  # it died: the next recv says so
-                        connection.send(job)
+                    with contextlib.suppress(ConnectionError):
+                        connection.send(following)
                 yield outcome
     finally:
         for connection in processes:
@@ -175,11 +178,12 @@ def run_jobs(jobs: Iterable[Job], workers: int) -> Iterator[Outcome]:
         for process in processes.values():
             process.join(timeout=10)
             if process.is_alive():
-                process.terminate()
+                process.kill()
+                process.join()
 
 
 def default_workers() -> int:
-    """The cores this process may use, at most 16."""
+    """The cores this process may use, at most 12."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, _WORKERS_AT_MOST)
 
@@ -189,7 +193,7 @@ def write_block(path: Path, offset: int, block: UInt8[np.ndarray, "B 3 H W"]) ->
 
     Ordinary writes, not a memory map: a full disk is then an OSError and not a killed process.
     """
-    data = memoryview(np.ascontiguousarray(block)).cast("B")
+    data = memoryview(np.ascontiguousarray(block).reshape(-1).data)
     with path.open("rb+", buffering=0) as file:
         file.seek(offset)
         written = 0
@@ -198,7 +202,7 @@ def write_block(path: Path, offset: int, block: UInt8[np.ndarray, "B 3 H W"]) ->
     return hashlib.sha256(data).hexdigest()
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection[Any, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, and closes the pipe
     with contextlib.suppress(EOFError, ConnectionError):
         while True:

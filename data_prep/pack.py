@@ -9,11 +9,10 @@ Both write below a temporary name and rename when complete. A killed pack resume
 from __future__ import annotations
 
 import contextlib
-import os
+import functools
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +59,7 @@ def render(dataset: Dataset) -> None:
         return
     from data_prep import synthetic
 
-    draw = synthetic.render_sysu if dataset.layout == "sysu" else synthetic.render_regdb
+    draw: Callable[..., Any] = synthetic.render_sysu if dataset.layout == "sysu" else synthetic.render_regdb
     draw(dataset.raw_root(), dataset.render)
 
 
@@ -122,7 +121,7 @@ def pack(
     """Decode and resize a prepared data set into data/packed/<dataset>; returns the store's meta.
 
     Args:
-        workers: processes; the cores this process may use when None, at most 16.
+        workers: processes; the cores this process may use when None, at most 12.
         chunk: images per journalled piece; 8 MiB of pixels when None.
 
     A killed pack resumes: finished pieces are checked against the journal and kept. The result does not depend on that,
@@ -248,28 +247,21 @@ def _progress(
     """Pass outcomes on, with a bar of images per second and time left where stderr is a terminal."""
     from tqdm import tqdm
 
-    with tqdm(total=total, initial=done, desc=title, unit="img", disable=None, file=sys.stderr) as bar:
+    # only where nobody watches: an explicit `disable` would override the user's TQDM_DISABLE
+    make_bar = tqdm if sys.stderr.isatty() else functools.partial(tqdm, disable=True)
+    with make_bar(total=total, initial=done, desc=title, unit="img", file=sys.stderr) as bar:
         for outcome in outcomes:
             bar.update(count[outcome.number])
             yield outcome
 
 
-class _temporary_folder:
-    """A folder beside `final`, removed on leaving unless it was renamed."""
-
-    def __init__(self, final: Path) -> None:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        self.path = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}."))
-
-    def __enter__(self) -> Path:
-        self.path.chmod(0o777 & ~_umask())
-        return self.path
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@contextlib.contextmanager
+def _temporary_folder(final: Path) -> Iterator[Path]:
+    """An empty folder beside `final`, removed on leaving unless renamed by then; the caller holds its lock."""
+    folder = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

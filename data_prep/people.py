@@ -245,7 +245,7 @@ def _colours(rng: np.random.Generator, outfit: Outfit) -> tuple[tuple[float, flo
         if np.abs(table[part] - table[Part.TOP]).max() < 0.2:
             table[part] = np.clip(table[Part.TOP] + (0.35 if table[Part.TOP].mean() < 0.5 else -0.35), 0.03, 0.97)
     table[Part.SEAM], table[Part.FLAP] = table[Part.TOP] * 0.55, table[Part.BAG] * 0.75 + 0.03
-    return tuple(tuple(float(c) for c in row) for row in np.clip(table, 0, 1))
+    return tuple((float(r), float(g), float(b)) for r, g, b in np.clip(table, 0, 1))
 
 
 def _leather(rng: np.random.Generator) -> np.ndarray:

@@ -110,12 +110,14 @@ def read_regdb(
     if not root.is_dir():
         raise StudyError(f"RegDB's images are not at {root}: expected the tree {TREE}; get them through {LICENCE}")
     reading = Reading(root, "regdb")
-    folders = {name: find_folder(reading, root, name) for name in (*FOLDERS, "idx")}
-    for name, folder in folders.items():
+    folders: dict[str, Path] = {}
+    for name in (*FOLDERS, "idx"):
+        folder = find_folder(reading, root, name)
         if folder is None:
             raise StudyError(
                 f"{root / name} is missing; expected the tree {TREE}; unpack the distribution again or see {LICENCE}"
             )
+        folders[name] = folder
     _skip_others(reading)
 
     images: dict[Key, _Image] = {}

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from danet_core.files import StudyError, atomic_path
+from data_prep.images import load_rgb
 
 _FOLDERS = {  # the columns of each layout; a folder named twice goes on where its first column stopped
     "sysu": ("cam1", "cam2", "cam4", "cam5", "cam3", "cam6"),
@@ -20,7 +21,7 @@ def contact_sheet(root: Path, layout: str, *, n_ids: int = 12, per_column: int =
 
     layout: "sysu" or "regdb", rendered or original; per_column images in each column; every crop is scaled to `height`
     x `height` / 2 pixels, and a missing one stays dark. The same tree gives the same picture.
-    Raises StudyError if the tree has no identities.
+    Raises StudyError if the tree has no identities or an image cannot be decoded.
     """
     folders = _FOLDERS[layout]
     found = {path.name for folder in folders for path in (root / folder).glob("[0-9]*") if path.is_dir()}
@@ -36,8 +37,7 @@ def contact_sheet(root: Path, layout: str, *, n_ids: int = 12, per_column: int =
             files = sorted(p for p in (root / folder / name).glob("*") if p.suffix.lower() in (".jpg", ".bmp"))
             start = folders[:block].count(folder) * per_column
             for k, path in enumerate(files[start : start + per_column]):
-                with Image.open(path) as image:
-                    crop = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+                crop = load_rgb(path).resize((width, height), Image.Resampling.BILINEAR)
                 sheet.paste(crop, (block * column + k * width, line * (height + _GAP)))
     return sheet
 

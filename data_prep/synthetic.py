@@ -20,12 +20,13 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import scipy.io
 from PIL import Image
 
+from danet_core.config import RenderPretraining, RenderRegdb, RenderSysu
 from danet_core.files import StudyError, atomic_write_json, read_json, sha256_file, sha256_json
 from data_prep.pedestrian import Camera, Nuisance, draw, sample_camera, sample_nuisance
 from data_prep.people import Identity, sample_identity
@@ -36,46 +37,10 @@ _IDENTITY, _IMAGE, _LAYOUT, _SCENES = 0, 1, 2, 3
 _VISIBLE_CAMERAS, _INFRARED_CAMERAS = (1, 2, 4, 5), (3, 6)
 _VALIDATION_CAMERAS = (3, 4, 5)  # as in SYSU-MM01
 
-
-class _Images(Protocol):
-    train: int
-    val: int
-    test: int
-
-
-class SysuSpec(Protocol):
-    """`render` of a data set with SYSU-MM01's layout in params.yaml."""
-
-    seed: int
-    train_ids: int
-    val_ids: int
-    test_ids: int
-    images: _Images
-    absent: float
-    height: int
-
-
-class RegdbSpec(Protocol):
-    """`render` of a data set with RegDB's layout."""
-
-    seed: int
-    ids: int
-    images: int
-
-
-class PretrainingSpec(Protocol):
-    """`pretraining.render`."""
-
-    seed: int
-    ids: int
-    images: int
-    height: int
-
-
 Job = tuple[Any, ...]  # (function, arguments), picklable; the function writes files and returns nothing
 
 
-def render_sysu(root: Path, spec: SysuSpec, *, workers: int | None = None) -> dict[str, Any]:
+def render_sysu(root: Path, spec: RenderSysu, *, workers: int | None = None) -> dict[str, Any]:
     """Render a tree in SYSU-MM01's layout.
 
     root: the tree, `cam1..cam6/{id:04d}/{n:04d}.jpg`, `exp/*_id.{txt,mat}` and `rand_perm_cam.mat` (see the data set's
@@ -88,7 +53,7 @@ def render_sysu(root: Path, spec: SysuSpec, *, workers: int | None = None) -> di
     return _render(root, "sysu", spec, workers, _plan_sysu)
 
 
-def render_regdb(root: Path, spec: RegdbSpec, *, workers: int | None = None) -> dict[str, Any]:
+def render_regdb(root: Path, spec: RenderRegdb, *, workers: int | None = None) -> dict[str, Any]:
     """Render a tree in RegDB's layout.
 
     `Visible/{id}/*.bmp`, `Thermal/{id}/*.bmp` and `idx/{split}_{modality}_{trial}.txt`. Bitmaps are 64 wide, 128 high,
@@ -99,7 +64,7 @@ def render_regdb(root: Path, spec: RegdbSpec, *, workers: int | None = None) -> 
     return _render(root, "regdb", spec, workers, _plan_regdb)
 
 
-def render_pretraining(root: Path, spec: PretrainingSpec, *, workers: int | None = None) -> dict[str, Any]:
+def render_pretraining(root: Path, spec: RenderPretraining, *, workers: int | None = None) -> dict[str, Any]:
     """Render visible crops for pretraining, `{id:04d}/{n:04d}.jpg`, of identities that are in no other tree.
 
     workers, returns, raises: see `render_sysu`.
@@ -294,7 +259,7 @@ def _sysu_cameras(seed: int) -> dict[int, Camera]:
     }
 
 
-def _sysu_cells(spec: SysuSpec) -> tuple[dict[str, list[int]], dict[tuple[int, int], str]]:
+def _sysu_cells(spec: RenderSysu) -> tuple[dict[str, list[int]], dict[tuple[int, int], str]]:
     """Identities of each split, and the split of every (identity, camera) cell with images."""
     rng = _rng(spec.seed, _SYSU, _LAYOUT)
     total = spec.train_ids + spec.val_ids + spec.test_ids
@@ -329,7 +294,7 @@ def _sysu_cells(spec: SysuSpec) -> tuple[dict[str, list[int]], dict[tuple[int, i
     return splits, cells
 
 
-def _plan_sysu(root: Path, spec: SysuSpec) -> tuple[list[Job], dict[str, Any]]:
+def _plan_sysu(root: Path, spec: RenderSysu) -> tuple[list[Job], dict[str, Any]]:
     splits, cells = _sysu_cells(spec)
     cameras = _sysu_cameras(spec.seed)
     wanted = _plain(spec.images)
@@ -395,7 +360,7 @@ def _save_matlab(path: Path, values: dict[str, np.ndarray]) -> None:
 # RegDB's layout
 
 
-def _plan_regdb(root: Path, spec: RegdbSpec) -> tuple[list[Job], dict[str, Any]]:
+def _plan_regdb(root: Path, spec: RenderRegdb) -> tuple[list[Job], dict[str, Any]]:
     if spec.images != 10:
         raise StudyError(
             f"render.images is {spec.images}; expected 10, because RegDB's index files hold ten lines per identity; "
@@ -467,7 +432,7 @@ def _draw_regdb_identity(root: Path, seed: int, pid: int, count: int) -> None:
 # pretraining
 
 
-def _plan_pretraining(root: Path, spec: PretrainingSpec) -> tuple[list[Job], dict[str, Any]]:
+def _plan_pretraining(root: Path, spec: RenderPretraining) -> tuple[list[Job], dict[str, Any]]:
     jobs = [
         (_draw_pretraining_identity, root, spec.seed, spec.height, pid, spec.images) for pid in range(1, spec.ids + 1)
     ]

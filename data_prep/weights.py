@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import nn
 from torch.nn import functional
 
 from danet_core.augment import augment_batch
-from danet_core.backbone import ResNet
 from danet_core.config import Dataset, Pretraining, Recipe
 from danet_core.files import StudyError, atomic_path, exclusive, sha256_file, sha256_json
+from danet_core.model import DANet
 from danet_core.repro import derived_seed, deterministic, resolve_device
 from data_prep.images import decode
 from data_prep.reading import natural_key
@@ -105,10 +104,8 @@ def _pretrain(
 ) -> dict[str, torch.Tensor]:
     target = resolve_device(device)
     with deterministic(derived_seed(pretraining.seed, "pretraining weights")):
-        model = nn.ModuleDict({"backbone": ResNet(recipe.backbone, recipe.width)})
-        model["neck"] = nn.BatchNorm1d(model["backbone"].out_channels)
-        model["head"] = nn.Linear(model["backbone"].out_channels, int(labels.max()) + 1, bias=False)
-        model.to(target, memory_format=torch.channels_last).train()
+        model = DANet(int(labels.max()) + 1, recipe.backbone, width=recipe.width).train()
+        model.to(target).to(memory_format=torch.channels_last)
         optimiser = torch.optim.Adam(
             model.parameters(), lr=pretraining.lr, weight_decay=pretraining.weight_decay, fused=True
         )
@@ -120,8 +117,7 @@ def _pretrain(
         for step in range(1, pretraining.steps + 1):
             rows = torch.from_numpy(order.choice(len(images), pretraining.batch_size, replace=False))
             batch = augment_batch(images[rows].to(target), pretraining.augment, chance)
-            feat = model["neck"](model["backbone"](batch).mean(dim=(2, 3)))
-            loss = functional.cross_entropy(model["head"](feat), labels[rows].to(target))
+            loss = functional.cross_entropy(model(batch).logits, labels[rows].to(target))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -130,7 +126,7 @@ def _pretrain(
             if step % max(1, pretraining.steps // 10) == 0:
                 _report(step, losses, pretraining, started)
                 losses.clear()
-    return {name: tensor.cpu() for name, tensor in model["backbone"].state_dict().items()}
+    return {name: tensor.cpu() for name, tensor in model.backbone.state_dict().items()}
 
 
 def _report(step: int, losses: list[torch.Tensor], pretraining: Pretraining, started: float) -> None:

@@ -34,7 +34,7 @@ def small_config(
 
 
 def make_store(root: Path, layout: str, identities: int = 6, per_camera: int = 3, *, height: int = 32, width: int = 16):
-    """Pack a store: odd identities train, even ones test; each identity is one random picture plus noise, grey in infrared."""
+    """Pack a store: odd identities train, even ones test; an identity is a picture plus noise, grey in infrared."""
     generator = np.random.default_rng(7)
     cameras = {1: "visible", 2: "visible", 3: "infrared", 4: "visible", 5: "visible", 6: "infrared"}
     if layout == "regdb":

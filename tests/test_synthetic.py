@@ -32,6 +32,7 @@ from data_prep.people import (
     sample_identity,
 )
 from data_prep.scenery import KINDS
+from data_prep.sheet import contact_sheet
 
 ROOT = Path(__file__).resolve().parents[1]
 SYSU = SimpleNamespace(
@@ -398,16 +399,21 @@ def test_an_unknown_spectrum_is_refused() -> None:
 # looking
 
 
-def test_a_contact_sheet_shows_every_layout(sysu: Path, regdb: Path, tmp_path: Path) -> None:
-    synthetic.render_pretraining(tmp_path / "tree", PRETRAINING, workers=1)
-    assert synthetic.contact_sheet(sysu, "sysu", n_ids=3, per_camera=2, height=64).size == (6 * 2 * 32 + 5 * 4, 3 * 68)
-    assert synthetic.contact_sheet(regdb, "regdb", n_ids=2, per_camera=3).size == (4 * 3 * 64 + 3 * 4, 2 * 132)
-    sheet = np.asarray(synthetic.contact_sheet(tmp_path / "tree", "pretraining", n_ids=3, per_camera=1, height=64))
-    assert (sheet[:64, :32] != 24).any() and (
-        sheet[:64, -32:] == 24
-    ).all()  # two images a person, so two columns stay dark
+def test_a_contact_sheet_has_a_line_per_identity_and_its_cameras_as_columns(sysu: Path, regdb: Path) -> None:
+    found = contact_sheet(sysu, "sysu", n_ids=3, per_column=3, height=64)
+    assert found.size == (6 * 3 * 32 + 5 * 4, 3 * 68)
+    pixels = np.asarray(found)
+    names = sorted({path.name for path in sysu.glob("cam*/*")}, key=int)
+    for line, name in enumerate(names[i * len(names) // 3] for i in range(3)):
+        for column, camera in enumerate((1, 2, 4, 5, 3, 6)):
+            images = len(list((sysu / f"cam{camera}" / name).glob("*.jpg")))
+            for k in range(3):
+                left = column * (3 * 32 + 4) + k * 32
+                crop = pixels[line * 68 : line * 68 + 64, left : left + 32]
+                assert (crop == 24).all() == (k >= images)  # where there is no image it stays dark
+    assert contact_sheet(regdb, "regdb", n_ids=2, per_column=3).size == (4 * 3 * 64 + 3 * 4, 2 * 132)
 
 
 def test_a_contact_sheet_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="no identities"):
-        synthetic.contact_sheet(tmp_path, "sysu")
+        contact_sheet(tmp_path, "sysu")

@@ -49,10 +49,9 @@ def score(config: RunConfig, build: Path = Path("build/tuning")) -> dict[str, An
     features = extract(model, store, store.rows("val"), config)
     feat = features.retrieval(config.dataset.recipe.test_feature)
     query, gallery = features.modalities == INFRARED, features.modalities == VISIBLE
+    pids, camids, everyone = features.pids, features.camids, np.arange(gallery.sum())[None]
     cross = evaluate_sysu(
-        *(array[query] for array in (feat, features.pids, features.camids)),
-        *(array[gallery] for array in (feat, features.pids, features.camids)),
-        galleries=np.arange(gallery.sum())[None],
+        feat[query], pids[query], camids[query], feat[gallery], pids[gallery], camids[gallery], everyone
     )
     within = within_modality(feat[gallery], features.pids[gallery], features.camids[gallery])
     return {

@@ -1,0 +1,231 @@
+"""The figures: what they draw, that they say synthetic, and that their bytes do not change."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from fixtures import records
+from fixtures.notebooks import run_notebook
+from fixtures.records import study, write_records, write_runs
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
+
+from danet_core import plots, report
+from danet_core.distances import centre_claim, distance_distributions
+from danet_core.files import StudyError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+SOMEWHERE: dict[str, Any] = {"title": "somewhere", "synthetic": True}
+
+
+def panels(figure: Figure) -> list[Axes]:
+    return [axis for axis in figure.axes if axis.get_visible()]
+
+
+def title(figure: Figure) -> str:
+    assert figure._suptitle is not None  # type: ignore[attr-defined]
+    return figure._suptitle.get_text()  # type: ignore[attr-defined]
+
+
+def lines(axis: Axes, label: str) -> list[Any]:
+    return [line for line in axis.get_lines() if line.get_label() == label]
+
+
+def test_training_curves_draw_each_term_of_each_run_and_no_absent_term() -> None:
+    runs = [records.training_record("synth_sysu", name, seed=seed) for name in ("baseline", "b_cc") for seed in (0, 1)]
+    figure = plots.training_curves(runs, **SOMEWHERE)
+    assert [axis.get_title() for axis in panels(figure)] == [
+        plots.TERM_LABELS[t] for t in ("total", "L_id", "L_cc", "lr")
+    ]
+    identity, centre = panels(figure)[1:3]
+    assert len(lines(identity, "Baseline")) == len(lines(identity, "B + CC")) == 2
+    assert len(lines(centre, "Baseline")) == 0 and len(lines(centre, "B + CC")) == 2
+    drawn = lines(identity, "Baseline")[0].get_ydata()
+    np.testing.assert_allclose(drawn, [epoch["L_id"] for epoch in runs[0]["history"]])
+
+
+def test_a_variant_with_twice_the_steps_is_drawn_to_its_own_end() -> None:
+    figure = plots.training_curves(
+        [records.training_record("synth_sysu", name) for name in ("baseline", "baseline_2x")], **SOMEWHERE
+    )
+    ends = {line.get_label(): line.get_xdata()[-1] for line in panels(figure)[0].get_lines()}
+    assert ends == {"Baseline": 14, "Baseline, twice the steps": 28}
+
+
+def test_cmc_curves_draw_the_mean_of_the_runs_in_common_limits() -> None:
+    runs = [records.record("synth_sysu", "b_cc", seed=seed) for seed in (0, 1, 2)]
+    figure = plots.cmc_curves(runs, report.SETTINGS["sysu"])
+    assert len(panels(figure)) == 4
+    assert {(axis.get_xlim(), axis.get_ylim()) for axis in panels(figure)} == {((1.0, 20.0), (0.0, 100.0))}
+    indoor = panels(figure)[2]
+    stored = np.array([run["settings"]["indoor_single"]["cmc"][:20] for run in runs])
+    np.testing.assert_allclose(lines(indoor, "B + CC")[0].get_ydata(), 100 * stored.mean(axis=0))
+    assert len(indoor.collections) == 1  # the band from the lowest run to the highest
+
+
+def test_distance_figure_has_four_curves_per_variant_in_common_limits() -> None:
+    found = {name: distance_distributions(**arrays(name)) for name in ("baseline", "b_cc")}
+    shares = {name: centre_claim(**arrays(name))["share"] for name in found}
+    figure = plots.distance_distributions(found, title="somewhere", synthetic=True, shares=shares)
+    assert len({(axis.get_xlim(), axis.get_ylim()) for axis in panels(figure)}) == 1
+    for axis, (name, one) in zip(panels(figure), found.items(), strict=True):
+        for kind, words in plots.KINDS.items():
+            (line,) = lines(axis, words)
+            np.testing.assert_allclose(line.get_ydata(), one.kinds[kind].density(one.edges))
+        assert f"holds for {100 * shares[name]:.1f} % of identities" in axis.texts[0].get_text()
+
+
+def arrays(variant: str) -> dict[str, np.ndarray]:
+    made = records.features(variant, ids=12, images=4)
+    return {"feat": made["feat_bn"], "pids": made["pids"], "modalities": made["modalities"]}
+
+
+def test_distance_figure_refuses_different_bins() -> None:
+    found = {str(bins): distance_distributions(**arrays("baseline"), bins=bins) for bins in (50, 60)}
+    with pytest.raises(StudyError, match="different bins"):
+        plots.distance_distributions(found, title="somewhere", synthetic=False)
+
+
+@pytest.mark.parametrize("dataset", ["synth_regdb", "regdb"])
+def test_every_figure_says_whether_it_is_synthetic(dataset: str) -> None:
+    synthetic = dataset == "synth_regdb"
+    about: dict[str, Any] = {"title": records.TITLES[dataset], "synthetic": synthetic}
+    figures = [
+        plots.training_curves([records.training_record(dataset, "baseline")], **about),
+        plots.cmc_curves([records.record(dataset, "baseline")], report.SETTINGS["regdb"]),
+        plots.distance_distributions({"B": distance_distributions(**arrays("baseline"))}, **about),
+    ]
+    assert [("synthetic" in title(figure)) for figure in figures] == [synthetic] * 3
+    assert all(records.TITLES[dataset] in title(figure) for figure in figures)
+
+
+def test_nothing_to_draw_is_an_error_with_a_remedy() -> None:
+    with pytest.raises(StudyError, match="no training record to draw.*dvc repro"):
+        plots.training_curves([], **SOMEWHERE)
+    with pytest.raises(StudyError, match="no evaluation record"):
+        plots.cmc_curves([], report.SETTINGS["sysu"])
+
+
+def test_a_variant_keeps_its_colour_whatever_is_drawn_beside_it() -> None:
+    alone = plots.variant_style("b_ml", ["b_ml"])
+    assert alone == plots.variant_style("b_ml", ["new", "baseline", "b_ml"])
+    styles = [plots.variant_style(name, ["new_a", "new_b"]) for name in (*plots.VARIANT_STYLE, "new_a", "new_b")]
+    assert len({colour for colour, _ in styles}) == len({str(dash) for _, dash in styles}) == len(styles)
+
+
+def test_variant_colours_stay_apart_for_red_green_blindness() -> None:
+    # Machado et al. 2009, deuteranomaly and protanomaly of severity 1, linear RGB in and out.
+    deficiencies = (
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    )
+    colours = np.array([to_rgb(colour) for colour, _ in plots.VARIANT_STYLE.values()])
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    for matrix in deficiencies:
+        seen = np.clip(linear @ np.array(matrix).T, 0, 1) ** (1 / 2.4)
+        gaps = np.linalg.norm(seen[:, None] - seen[None], axis=2) + 9 * np.eye(len(seen))
+        assert gaps.min() > 0.15
+
+
+def test_the_users_matplotlib_settings_neither_leak_in_nor_get_lost(tmp_path: Path) -> None:
+    def drawn(name: str) -> bytes:
+        figure = plots.training_curves([records.training_record("synth_sysu", "baseline")], **SOMEWHERE)
+        return plots.save(figure, tmp_path / name)[0].read_bytes()
+
+    plain = drawn("plain")
+    with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9, "axes.facecolor": "pink"}):
+        assert drawn("loud") == plain
+        assert matplotlib.rcParams["font.size"] == 20
+
+
+def test_png_and_pdf_are_written_whole_and_carry_no_date_or_version(tmp_path: Path) -> None:
+    paths = plots.save(
+        plots.training_curves([records.training_record("synth_sysu", "baseline")], **SOMEWHERE), tmp_path / "a.b" / "c"
+    )
+    assert [path.name for path in paths] == ["c.png", "c.pdf"]
+    assert sorted(path.name for path in (tmp_path / "a.b").iterdir()) == ["c.pdf", "c.png"]
+    with Image.open(paths[0]) as image:
+        assert image.width > 800 and not image.text  # type: ignore[attr-defined]
+    pdf = paths[1].read_bytes()
+    assert pdf.startswith(b"%PDF") and b"Date" not in pdf and b"atplotlib" not in pdf
+
+
+def cmc_figure() -> Figure:
+    runs = [records.record("synth_regdb", variant) for variant in records.VARIANT_ORDER]
+    return plots.cmc_curves(runs, report.SETTINGS["regdb"])
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which another process with another hash seed has drawn `cmc_figure` and listed what it imported."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    code = (
+        "import sys; from pathlib import Path; from danet_core import config, distances, findings, plots, report\n"
+        f"config.load_study({str(ROOT / 'params.yaml')!r})\n"
+        "from fixtures import records\n"
+        "runs = [records.record('synth_regdb', variant) for variant in records.VARIANT_ORDER]\n"
+        "plots.save(plots.cmc_curves(runs, report.SETTINGS['regdb']), 'figure')\n"
+        "Path('modules').write_text(' '.join(sys.modules))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=folder)
+    return folder
+
+
+def test_equal_figures_have_equal_bytes_in_another_process_with_another_hash_seed(
+    elsewhere: Path, tmp_path: Path
+) -> None:
+    for path in plots.save(cmc_figure(), tmp_path / "figure"):
+        assert path.read_bytes() == (elsewhere / path.name).read_bytes()
+
+
+def test_tables_and_figures_need_no_torch(elsewhere: Path) -> None:
+    modules = (elsewhere / "modules").read_text(encoding="utf-8").split()
+    assert "danet_core.findings" in modules and "torch" not in modules
+
+
+def test_a_figure_shows_itself_in_a_notebook_without_pyplot() -> None:
+    figure = plots.training_curves([records.training_record("synth_sysu", "baseline")], **SOMEWHERE)
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("dataset", ["synth_sysu", "synth_regdb"])
+def test_the_figures_notebook_writes_every_figure(
+    tmp_path: Path, dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = study(seeds=(0, 1))
+    write_records(tmp_path, dataset, chosen)
+    write_runs(tmp_path, dataset, chosen)
+    run_notebook("05_figures.ipynb", tmp_path, chosen, monkeypatch, dataset=dataset)
+    written = {path.name for path in (tmp_path / "results" / dataset / "figures").iterdir()}
+    assert written == {
+        f"{name}.{suffix}" for name in ("training_curves", "cmc", "distances") for suffix in ("png", "pdf")
+    }
+
+
+def test_features_are_those_retrieval_uses(tmp_path: Path) -> None:
+    chosen = study(variants=("baseline",))
+    write_runs(tmp_path, "synth_sysu", chosen)
+    results = report.load_results(chosen, "synth_sysu", tmp_path)
+    made = records.features("baseline")
+    np.testing.assert_array_equal(report.load_features(results)["baseline"]["feat"], made["feat_bn"])
+    path = tmp_path / "runs" / "synth_sysu" / "baseline-t1-s0" / "record.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["config"]["dataset"]["recipe"]["test_feature"] = "before_bn"
+    path.write_text(json.dumps(record), encoding="utf-8")
+    np.testing.assert_array_equal(report.load_features(results)["baseline"]["feat"], made["feat"])
+    path.with_name("features.npz").write_bytes(b"PK broken")
+    with pytest.raises(StudyError, match="features.npz is damaged"):
+        report.load_features(results)
