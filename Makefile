@@ -72,6 +72,7 @@ $(READY): requirements.lock pyproject.toml
 	    elif "$(PYTHON)" -m pip --version >/dev/null 2>&1; then "$(PYTHON)" -m pip --python $(BIN)/python $(PIP_INSTALL); \
 	    else echo "$(PYTHON) has no pip: install it (on Debian and Ubuntu the package python3-pip)"; exit 1; fi
 	@echo "Installing the versions of requirements.lock"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock \
+	    --build-constraints requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@echo "$(CURDIR)" > $@

@@ -6,7 +6,6 @@ import contextlib
 import os
 import platform
 import subprocess
-import sys
 import zlib
 from collections.abc import Iterator
 from importlib import metadata
@@ -67,7 +66,6 @@ def stamp(device: torch.device) -> dict[str, object]:
         "libraries": {library: metadata.version(library) for library in LIBRARIES},
         "device": {"type": device.type, "name": name, "threads": torch.get_num_threads()},
         "code": _code_version(),
-        "command": " ".join(sys.argv),
     }
 
 

@@ -138,6 +138,11 @@ def partial_path(root: Path) -> Path:
     return root.with_name(root.name + ".partial")
 
 
+def lock_path(folder: Path) -> Path:
+    """The lock file that keeps a prepared or packed folder from being made twice at once."""
+    return folder.with_name(f".{folder.name}.lock")
+
+
 def content_names(layout: str) -> tuple[str, ...]:
     """Names of the files that the content hash covers."""
     return (IMAGES, MANIFEST, GALLERIES) if layout == "sysu" else (IMAGES, MANIFEST)

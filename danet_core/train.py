@@ -120,6 +120,8 @@ def train(
             "history": history,
             "provenance": provenance,
             "versions": stamp(target),
+            "command": f"dvc repro train_{config.dataset.layout}@{config.dataset.name}-{config.trial}-"
+            f"{config.variant_name}-{config.seed}",
             "seconds": round(time.perf_counter() - started, 1),
         }
         record = save_finished(folder, model, record)

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _prepare(study: Study, options: argparse.Namespace) -> int:
-    from data_prep.pack import prepare
+    from data_prep.prepare import prepare
 
     reading = prepare(study.dataset(options.dataset), allow_partial=options.allow_partial)
     for warning in reading.warnings:
@@ -59,7 +59,8 @@ def _pack(study: Study, options: argparse.Namespace) -> int:
 
 
 def _verify(study: Study, options: argparse.Namespace) -> int:
-    from data_prep.pack import check_images, read
+    from data_prep.pack import check_images
+    from data_prep.prepare import read
     from data_prep.reading import format_checks
 
     dataset = study.dataset(options.dataset)

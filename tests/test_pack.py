@@ -26,12 +26,12 @@ from PIL import Image
 
 from danet_core.config import load_study
 from danet_core.files import StudyError, exclusive
-from danet_core.store import PackedStore, partial_path
+from danet_core.store import PackedStore, lock_path, partial_path
 from data_prep import __main__ as cli
 from data_prep import images, synthetic
-from data_prep import pack as packing
 from data_prep.images import Job, decode, load_rgb, run_jobs
-from data_prep.pack import Folders, check_images, lock_path, pack, prepare, read
+from data_prep.pack import check_images, pack
+from data_prep.prepare import FOLDERS, Folders, prepare, read
 
 PROJECT = Path(__file__).parents[1]
 PLAN = trees.small_sysu_plan()
@@ -262,7 +262,8 @@ def test_a_killed_pack_resumes_with_the_same_bytes_and_leaves_no_process(
     script = tmp_path / "killed.py"
     script.write_text(
         "if __name__ == '__main__':\n"
-        "    from pathlib import Path; from data_prep.pack import Folders, pack; from test_pack import Set\n"
+        "    from pathlib import Path; from data_prep.pack import pack; from data_prep.prepare import Folders; from "
+        "test_pack import Set\n"
         f"    dataset = Set('tiny', 'sysu', Path({str(sysu.root)!r}))\n"
         f"    folders = Folders(Path({str(folders.prepared)!r}), Path({str(folders.packed)!r}))\n"
         f"    pack(dataset, workers={workers}, folders=folders, chunk=7)\n"
@@ -547,4 +548,4 @@ def test_the_configuration_has_every_attribute_the_tests_stand_in_for() -> None:
         for field in dataclasses.fields(Set):
             assert hasattr(dataset, field.name)
         assert isinstance(dataset.raw_root(), Path)
-    assert Folders(Path("data/prepared"), Path("data/packed")) == packing.FOLDERS
+    assert Folders(Path("data/prepared"), Path("data/packed")) == FOLDERS
