@@ -144,9 +144,10 @@ def _verdict(changes: Sequence[Sequence[float]]) -> str:
             return "one seed cannot tell a change this small from noise"
     elif any(abs(m) <= 2 * statistics.stdev(v) / math.sqrt(len(v)) for m, v in zip(means, changes, strict=True)):
         return "not settled, for at least one of the two is within the spread over seeds"
+    only = ", as far as one seed can tell" if len(changes[0]) == 1 else ""
     if min(means) > 0:
-        return "it helps here"
-    return "it does not help here" if max(means) <= 0 else "the two scores disagree"
+        return f"it helps here{only}"
+    return f"it does not help here{only}" if max(means) <= 0 else "the two scores disagree"
 
 
 def _baseline_sentences(results: Results, baseline: str = "baseline") -> list[str]:
