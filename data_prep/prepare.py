@@ -1,7 +1,7 @@
-"""Preparing: a raw tree -> data/prepared/<dataset>, with manifest.csv, inventory.json and, for SYSU-MM01's layout,
-galleries.npz.
+"""Preparing: a raw tree -> data/prepared/<dataset>, read and verified.
 
-Renders an embedded set first. The folder is written below a temporary name and renamed when complete.
+Writes manifest.csv, inventory.json and, for SYSU-MM01's layout, galleries.npz. An embedded set is rendered first. The
+folder is written below a temporary name and renamed when complete.
 """
 
 from __future__ import annotations
