@@ -110,6 +110,7 @@ def train(
             provenance = {"data_sha256": store.meta["content_sha256"], "weights_sha256": sha256_file(weights_path)}
             provenance["fingerprint"] = fingerprint(config, provenance["data_sha256"], provenance["weights_sha256"])
             history = _fit(model, images, config, folder, provenance["fingerprint"], log)
+            versions = stamp(target)
         record = {
             "dataset": config.dataset.name,
             "variant": config.variant_name,
@@ -119,7 +120,7 @@ def train(
             "config": config.resolved(),
             "history": history,
             "provenance": provenance,
-            "versions": stamp(target),
+            "versions": versions,
             "command": f"dvc repro train_{config.dataset.layout}@{config.dataset.name}-{config.trial}-"
             f"{config.variant_name}-{config.seed}",
             "seconds": round(time.perf_counter() - started, 1),
