@@ -158,6 +158,10 @@ class SplitCounts:
     val: int
     test: int
 
+    def __post_init__(self) -> None:
+        for name in ("train", "val", "test"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1 image")
+
 
 @dataclasses.dataclass(frozen=True)
 class RenderSysu:
@@ -173,6 +177,9 @@ class RenderSysu:
 
     def __post_init__(self) -> None:
         _require(0 <= self.absent < 0.5, "absent", self.absent, "a share from 0 to below 0.5")
+        for name in ("train_ids", "val_ids", "test_ids"):
+            _require(getattr(self, name) >= 2, name, getattr(self, name), "at least 2 identities")
+        _require_drawable(self.seed, self.height)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +192,7 @@ class RenderRegdb:
 
     def __post_init__(self) -> None:
         _require(self.ids >= 4 and self.ids % 2 == 0, "ids", self.ids, "an even number of at least 4")
+        _require_drawable(self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +204,11 @@ class RenderPretraining:
     images: int
     height: int
 
+    def __post_init__(self) -> None:
+        _require(self.ids >= 2, "ids", self.ids, "at least 2 identities")
+        _require(self.images >= 1, "images", self.images, "at least 1 image")
+        _require_drawable(self.seed, self.height)
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
@@ -206,9 +219,14 @@ class Dataset:
     layout: Literal["sysu", "regdb"]
     root: str
     image: Image
-    train_splits: tuple[str, ...]
+    train_splits: tuple[Literal["train", "val"], ...]
     recipe: Recipe
     render: RenderSysu | RenderRegdb | None
+
+    def __post_init__(self) -> None:
+        _require(len(self.train_splits) > 0, "train_splits", self.train_splits, "at least one of train, val")
+        fits = self.render is None or isinstance(self.render, RenderSysu) == (self.layout == "sysu")
+        _require(fits, "render", type(self.render).__name__, f"the keys of a rendering in the layout {self.layout}")
 
     @property
     def synthetic(self) -> bool:
@@ -235,7 +253,8 @@ class Pretraining:
     seed: int
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
+        crops = self.render.ids * self.render.images
+        _require(2 <= self.batch_size <= crops, "batch_size", self.batch_size, f"2 to the number of crops, {crops}")
         _require(self.steps >= 1, "steps", self.steps, "at least 1")
         _require(self.lr > 0, "lr", self.lr, "a learning rate above 0")
 
@@ -266,7 +285,7 @@ class Evaluation:
     batch_size: int
 
     def __post_init__(self) -> None:
-        _require(self.trials >= 1, "trials", self.trials, "at least 1")
+        _require(1 <= self.trials <= 10, "trials", self.trials, "1 to 10, the random galleries there are")
         _require(self.ranks >= 20, "ranks", self.ranks, "at least 20, the last rank in the tables")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
 
@@ -313,7 +332,7 @@ class RunConfig:
     def resolved(self) -> dict[str, Any]:
         """What the run's weights depend on, as plain JSON values: stored with every result, hashed in its fingerprint.
 
-        Captions, folders and evaluation settings are left out: changing them leaves the weights what they are.
+        Captions and folders are left out: changing them leaves the weights what they are.
         """
         dataset = dataclasses.asdict(self.dataset)
         variant = dataclasses.asdict(self.variant)
@@ -373,14 +392,30 @@ def load_study(path: str | Path = "params.yaml") -> Study:
         raise ConfigError(
             f"{path} is missing; run from the project's root, or restore it from version control"
         ) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if isinstance(raw, dict) and isinstance(raw.get("datasets"), dict):
+        for name, row in raw["datasets"].items():
+            if isinstance(row, dict) and "name" in row:
+                raise ConfigError(f"{path}: datasets.{name}: unknown key 'name'; the row's own key is the name")
         rows = raw["datasets"].items()
         raw["datasets"] = {name: {"name": name, **row} if isinstance(row, dict) else row for name, row in rows}
     study = _build(Study, raw, str(path))
+    _check_modules(study, path)
     _check_switches(study, path)
     return study
+
+
+def _check_modules(study: Study, path: Path) -> None:
+    """A module's numbers stand once: a row that repeats them, because an alias was lost, must not go its own way."""
+    for name, variant in study.variants.items():
+        for module in ("cc", "ml"):
+            found, expected = getattr(variant, module), getattr(study.modules, module)
+            if found not in (None, expected):
+                raise ConfigError(
+                    f"{path}: variants.{name}.{module}: expected the numbers of modules.{module}, found others; "
+                    f"write `{module}: *{module}` there, so that they stand once"
+                )
 
 
 def _check_switches(study: Study, path: Path) -> None:
@@ -502,6 +537,11 @@ def _build_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[An
 class _OutOfRange(Exception):
     def __init__(self, key: str, found: Any, expected: str) -> None:
         self.key, self.found, self.expected = key, found, expected
+
+
+def _require_drawable(seed: int, height: int = 128) -> None:
+    _require(seed >= 0, "seed", seed, "a whole number of at least 0")
+    _require(height >= 32, "height", height, "at least 32 pixels")
 
 
 def _require(condition: bool, key: str, found: Any, expected: str) -> None:

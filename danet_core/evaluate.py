@@ -78,10 +78,11 @@ def evaluate(
             f"{store.root}: expected the data the run {folder.root} was trained on "
             f"({run['provenance']['data_sha256'][:12]}), found {store.meta['content_sha256'][:12]}; run `dvc repro`"
         )
+    rows = store.rows("test", config.trial)
+    _refuse_leak(store, rows, config)
     model = build_model(config.dataset, tensors["classifier.weight"].shape[0], None)
     model.load_state_dict(tensors)
-    features = extract(model, store, store.rows("test", config.trial), config, device)
-    features.save(folder.features)
+    features = extract(model, store, rows, config, device)
     feat = features.retrieval(config.dataset.recipe.test_feature)
     last = run["history"][-1]
     record = {
@@ -109,8 +110,20 @@ def evaluate(
         "provenance": {"config_sha256": sha256_json(config.resolved()), **run["provenance"]},
         "config": config.resolved(),
     }
+    features.save(folder.features)
     atomic_write_json(results / config.dataset.name / "metrics" / f"{config.name}.json", record)
     return record
+
+
+def _refuse_leak(store: PackedStore, rows: Int[np.ndarray, " n"], config: RunConfig) -> None:
+    """Raise StudyError when an identity that is to be tested was trained on."""
+    trained = store.pids[store.rows(config.dataset.train_splits, config.trial)]
+    leaked = np.intersect1d(trained, store.pids[rows])
+    if len(leaked):
+        raise StudyError(
+            f"{len(leaked)} of the test identities of {config.dataset.name}, trial {config.trial}, are also training "
+            f"identities (first {leaked[0]}); expected none: correct the splits of the raw data"
+        )
 
 
 @torch.inference_mode()

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,16 +34,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, remove it when it fails.
 
     The content is flushed to disk before the rename, so that a crash leaves the old file or the new one, never a part.
+    The temporary name is always the same: what a killed process leaves there, the next attempt overwrites. Whoever
+    may write a file from two processes at once holds a lock (`exclusive`) around it.
+    Raises StudyError when the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+    except OSError as error:
+        raise StudyError(
+            f"{path} cannot be written ({error.strerror}); give yourself write access to its folder"
+        ) from None
     try:
         yield temporary
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -77,10 +82,14 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
 
     Raises StudyError at once when another process holds it: the same `what` is never made twice at the same time.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
+    except OSError as error:
+        raise StudyError(
+            f"{path} cannot be locked ({error.strerror}); give yourself write access to its folder"
+        ) from None
     except Timeout:
         raise StudyError(
             f"{what} is being made by another process ({path} is locked); wait for it or stop it"
@@ -89,9 +98,3 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -156,6 +156,7 @@ def _fit(
             group["lr"] = rate
         row = _epoch(model, optimiser, images, sampler, config, epoch)
         history.append({"epoch": epoch + 1, "lr": rate, **row})
+        _require_finite(model, epoch)
         save_checkpoint(
             folder,
             {
@@ -207,10 +208,21 @@ def _means(steps: list[dict[str, Tensor]], epoch: int) -> dict[str, float | None
             step = int(broken[0])
             raise StudyError(
                 f"{name} is {values[step].item()} at step {step + 1} of epoch {epoch + 1}; expected a finite loss: "
-                "lower `lr` or check the images, then start again (the last checkpoint is from before this epoch)"
+                "lower `lr` in params.yaml, remove the run's checkpoint in build/checkpoints and start again"
             )
         means[name] = values.double().mean().item()
     return means
+
+
+def _require_finite(model: DANet, epoch: int) -> None:
+    """Raise StudyError when the epoch's last step broke a weight, which no loss has seen yet."""
+    finite = torch.stack([torch.isfinite(tensor).all() for tensor in model.state_dict().values()])
+    if not finite.all():
+        name = list(model.state_dict())[int(torch.nonzero(~finite)[0])]
+        raise StudyError(
+            f"weights {name} are not finite after epoch {epoch + 1}; expected finite numbers: lower `lr` in "
+            "params.yaml, remove the run's checkpoint in build/checkpoints and start again"
+        )
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:

@@ -56,7 +56,7 @@ def load_rgb(path: Path) -> Image.Image:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise StudyError(
             f"{path} ({_size(path)} bytes) cannot be decoded ({reason.replace(str(path), 'the file')}); "
-            "expected a whole image, copy it again from the archive"
+            "expected a whole image; copy it again from the archive, or prepare a rendered set again"
         ) from None
 
 

@@ -28,6 +28,7 @@ from PIL import Image
 
 from danet_core.config import RenderPretraining, RenderRegdb, RenderSysu
 from danet_core.files import StudyError, atomic_write_json, read_json, sha256_file, sha256_json
+from data_prep.images import default_workers
 from data_prep.pedestrian import Camera, Nuisance, draw, sample_camera, sample_nuisance
 from data_prep.people import Identity, sample_identity
 
@@ -169,19 +170,20 @@ def _existing(root: Path, fingerprint: str) -> dict[str, Any] | None:
             "rendered tree or nothing; move it away or choose another root"
         )
     record = read_json(root / "render.json")
-    files = sum(path.is_file() for path in root.rglob("*")) - 1
-    same = record.get("fingerprint") == fingerprint and record.get("counts", {}).get("files") == files
-    return record if same else None
+    files, content = _content(root)
+    whole = record.get("counts", {}).get("files") == files and record.get("content_sha256") == content
+    return record if whole and record.get("fingerprint") == fingerprint else None
 
 
 def _content(root: Path) -> tuple[int, str]:
     """Number of files and the hash of their names and bytes."""
-    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    paths = (path for path in root.rglob("*") if path.is_file() and path != root / "render.json")
+    names = sorted(path.relative_to(root).as_posix() for path in paths)
     return len(names), sha256_json([[name, sha256_file(root / name)] for name in names])
 
 
 def _work(jobs: Sequence[Job], workers: int | None) -> None:
-    workers = workers or os.cpu_count() or 1
+    workers = workers or default_workers()
     if workers == 1:
         for job in jobs:
             _run(job)

@@ -25,6 +25,14 @@ from data_prep.synthetic import render_pretraining
 
 IMAGENET_FILE = "resnet50-0676ba61.pth"
 IMAGENET_SHA256 = "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a"
+# What the pretrained weights come from besides their numbers; a change in any of it pretrains anew.
+_CODE = (
+    *(
+        f"data_prep/{name}.py"
+        for name in ("synthetic", "people", "figure", "pedestrian", "scenery", "images", "weights")
+    ),
+    *(f"danet_core/{name}.py" for name in ("augment", "backbone", "model", "repro")),
+)
 PRETRAINING_ROOT = Path("data/raw/synth_pretrain")
 
 
@@ -78,7 +86,14 @@ def rendered(pretraining: Pretraining, recipe: Recipe, out: Path, *, device: str
     Data sets with the same network share one pretraining: its result is kept under build/pretrained/ by the hash of all
     it depends on, and copied from there.
     """
-    identity = {"pretraining": dataclasses.asdict(pretraining), "backbone": recipe.backbone, "width": recipe.width}
+    identity = {
+        "pretraining": dataclasses.asdict(pretraining),
+        "backbone": recipe.backbone,
+        "width": recipe.width,
+        "code": [sha256_file(Path(__file__).parent.parent / name) for name in _CODE],
+        "torch": torch.__version__,
+        "device": resolve_device(device).type,
+    }
     kept = Path("build/pretrained") / f"{sha256_json(identity)[:16]}.safetensors"
     with exclusive(kept.with_suffix(".lock"), "the pretrained backbone"):
         if not kept.exists():

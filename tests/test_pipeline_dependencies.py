@@ -33,6 +33,7 @@ ENTRY = {
 PLUMBING = {"danet_core/__init__.py", "danet_core/files.py", "data_prep/__init__.py"}
 HARMLESS = {
     "prepare": {
+        "data_prep/images.py",
         "danet_core/config.py",
         "danet_core/store.py",
         "data_prep/regdb.py",

@@ -17,7 +17,7 @@ from pathlib import Path
 from danet_core.files import atomic_write_text
 from tools import ROOT
 
-NBSTRIPOUT = "-m nbstripout --extra-keys 'metadata.language_info cell.metadata.execution'"
+NBSTRIPOUT = "-m nbstripout --keep-id --extra-keys 'metadata.language_info cell.metadata.execution'"
 
 
 def has_git(root: Path) -> bool:

@@ -368,7 +368,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         parameters = parse_parameters(options.notebook, [(name, text) for name, text in options.pairs])
         run(options.notebook, options.output, parameters)
-    except StudyError as error:
+    except (StudyError, OSError) as error:  # OSError: a full disk, a folder without write access
         sys.stdout.flush()
         print(f"tools.notebook: {error}", file=sys.stderr)
         return 1

@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for source in options.sources:
             strip(source, options.destination / source.name if folder else options.destination)
-    except StudyError as error:
+    except (StudyError, OSError) as error:  # OSError: a full disk, a folder without write access
         print(f"tools.strip: {error}", file=sys.stderr)
         return 1
     return 0
