@@ -38,7 +38,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     may write a file from two processes at once holds a lock (`exclusive`) around it.
     Raises StudyError when the folder cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
@@ -86,13 +86,13 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
+    except Timeout:  # an OSError too
+        raise StudyError(
+            f"{what} is being made by another process ({path} is locked); wait for it or stop it"
+        ) from None
     except OSError as error:
         raise StudyError(
             f"{path} cannot be locked ({error.strerror}); give yourself write access to its folder"
-        ) from None
-    except Timeout:
-        raise StudyError(
-            f"{what} is being made by another process ({path} is locked); wait for it or stop it"
         ) from None
     try:
         yield
