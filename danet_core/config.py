@@ -220,6 +220,7 @@ class Dataset:
     root: str
     image: Image
     train_splits: tuple[Literal["train", "val"], ...]
+    allow_partial: bool
     recipe: Recipe
     render: RenderSysu | RenderRegdb | None
 
@@ -277,12 +278,32 @@ class Tuning:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rerank:
+    """k-reciprocal re-ranking; rerank.py says what the numbers do."""
+
+    k1: int
+    k2: int
+    lambda_value: float
+
+    def __post_init__(self) -> None:
+        _require(self.k1 >= 1, "k1", self.k1, "at least 1 neighbour")
+        _require(self.k2 >= 1, "k2", self.k2, "at least 1, the image itself")
+        _require(0 <= self.lambda_value <= 1, "lambda_value", self.lambda_value, "a weight from 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What is fixed in the evaluation protocols."""
+    """What is fixed in the evaluation protocols.
+
+    `galleries` is how SYSU-MM01's galleries are drawn: from the authors' rand_perm_cam.mat, or as the AGW code base
+    does (protocols.random_seed_galleries). Scores of the two cannot be compared, so records name the second.
+    """
 
     trials: int
     ranks: int
     batch_size: int
+    galleries: Literal["rand_perm", "random_seed"]
+    rerank: Rerank | None
 
     def __post_init__(self) -> None:
         _require(1 <= self.trials <= 10, "trials", self.trials, "1 to 10, the random galleries there are")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from danet_core import protocols
 from danet_core.augment import normalise
 from danet_core.config import RunConfig
 from danet_core.distances import centre_claim
-from danet_core.files import StudyError, atomic_path, atomic_write_json, sha256_json
+from danet_core.files import StudyError, atomic_path, atomic_write_json, read_json, sha256_json
 from danet_core.model import DANet
 from danet_core.record import RunFolder, load_finished
 from danet_core.repro import deterministic, resolve_device
@@ -62,15 +62,27 @@ def evaluate(
     packed: Path = Path("data/packed"),
     results: Path = Path("results"),
     device: str = "auto",
+    split_trial: int | None = None,
 ) -> dict[str, Any]:
     """Extract the run's test features, score them under its layout's protocol, and write features and metrics record.
 
     The record (results/<dataset>/metrics/<run>.json) holds, as fractions: `settings` (the cross-modality protocols),
     `within` (retrieval inside each modality, see protocols.within_modality), `figure1` (distances.centre_claim) and
     the last epoch's training terms. Nothing in it depends on clock or folder, so that equal runs give equal bytes.
+    A setting also names what is not the published protocol, where there is such: `galleries` ("random_seed") and
+    `rerank` (its numbers).
 
-    Raises StudyError for a run that is missing or of another configuration, and for data it was not trained on.
+    `split_trial` is the trial whose test images are scored, the configuration's when None. It has to be the one that
+    the run was trained on.
+
+    Raises StudyError for a run that is missing, of another configuration or another trial, and for data it was not
+    trained on.
     """
+    scored = config.trial if split_trial is None else split_trial
+    trained = read_json(folder.record)["trial"]
+    if not trained == config.trial == scored:
+        store = PackedStore.open(packed / config.dataset.name)
+        _refuse_other_trial(store, config, folder, trained, config.trial if scored == trained else scored)
     tensors, run = load_finished(folder, config)
     store = PackedStore.open(packed / config.dataset.name)
     if store.meta["content_sha256"] != run["provenance"]["data_sha256"]:
@@ -149,36 +161,58 @@ def cross_modality(
 ) -> dict[str, dict[str, Any]]:
     """Scores of every setting of the data set's layout, as they stand in the record.
 
-    SYSU-MM01: infrared queries of cameras 3 and 6 against the galleries of the store. RegDB: both directions, named by
-    query and gallery. Each setting carries `chance_rank1`, the Rank-1 a random ranking would have.
+    SYSU-MM01: infrared queries of cameras 3 and 6 against the galleries of the store, or with the evaluation's
+    `random_seed` against those of protocols.random_seed_galleries. RegDB: both directions, named by query and gallery.
+    Each setting carries `chance_rank1`, the Rank-1 a random ranking would have.
     """
     infrared, visible = features.modalities == INFRARED, features.modalities == VISIBLE
-    pids, ranks = features.pids, config.evaluation.ranks
+    pids, evaluation = features.pids, config.evaluation
+    options: dict[str, Any] = {"ranks": evaluation.ranks, "rerank": evaluation.rerank}
+    marks: dict[str, Any] = {} if evaluation.rerank is None else {"rerank": asdict(evaluation.rerank)}
     if config.dataset.layout == "sysu":
         pool = features.rows[visible]
-        galleries = {
-            name: np.searchsorted(pool, rows[: config.evaluation.trials]) for name, rows in store.galleries.items()
-        }
+        if evaluation.galleries == "random_seed":
+            paths = store.manifest["path"].iloc[pool].tolist()
+            galleries = protocols.random_seed_galleries(
+                pids[visible], features.camids[visible], paths, evaluation.trials
+            )
+            marks["galleries"] = "random_seed"
+        else:
+            galleries = {
+                name: np.searchsorted(pool, rows[: evaluation.trials]) for name, rows in store.galleries.items()
+            }
         query = feat[infrared], pids[infrared], features.camids[infrared]
         gallery = feat[visible], pids[visible], features.camids[visible]
-        scored = protocols.evaluate_sysu_settings(*query, *gallery, galleries, ranks=ranks)
+        scored = protocols.evaluate_sysu_settings(*query, *gallery, galleries, **options)
         chances = {name: protocols.chance_rank1(*query[1:], *gallery[1:], galleries[name]) for name in galleries}
-        return {name: _setting(result, chances[name]) for name, result in scored.items()}
+        return {name: {**_setting(result, chances[name]), **marks} for name, result in scored.items()}
     settings = {}
     for name, query, gallery in (
         ("thermal_to_visible", infrared, visible),
         ("visible_to_thermal", visible, infrared),
     ):
         sides = feat[query], pids[query], feat[gallery], pids[gallery]
-        by_identity = protocols.evaluate_regdb(*sides, cmc="identity", ranks=ranks).mean
+        by_identity = protocols.evaluate_regdb(*sides, cmc="identity", **options).mean
         cameras = features.camids[query], features.camids[gallery]
         everyone = np.arange(gallery.sum())[None]
         chance = protocols.chance_rank1(pids[query], cameras[0], pids[gallery], cameras[1], everyone)
         settings[name] = {
-            **_setting(protocols.evaluate_regdb(*sides, ranks=ranks), chance),
+            **_setting(protocols.evaluate_regdb(*sides, **options), chance),
+            **marks,
             "identity_level": {rank: by_identity[rank] for rank in ("cmc1", "cmc5", "cmc10", "cmc20")},
         }
     return settings
+
+
+def _refuse_other_trial(store: PackedStore, config: RunConfig, folder: RunFolder, trained: int, asked: int) -> None:
+    """Raise StudyError: a model of one trial was asked to score the test images of another."""
+    seen = np.unique(store.pids[store.rows(config.dataset.train_splits, trained)])
+    tested = np.unique(store.pids[store.rows("test", asked)])
+    leaked = np.intersect1d(seen, tested)
+    raise StudyError(
+        f"{folder.root} holds a model of trial {trained}, asked to score the test images of trial {asked}: it was "
+        f"trained on {len(leaked)} of their {len(tested)} identities; score each trial with a model of its own"
+    )
 
 
 def _setting(result: protocols.ProtocolResult, chance: float) -> dict[str, Any]:

@@ -2,20 +2,23 @@
 
 What differs between protocols is data: which images form a gallery, which pairs are removed, and what a rank of the CMC
 counts. Each query ranks the whole pool of gallery images once; every trial and every setting is read off that ranking,
-so that the four settings of SYSU-MM01 with ten trials each cost about as much as one.
+so that the four settings of SYSU-MM01 with ten trials each cost about as much as one. Re-ranked distances depend on
+the gallery, and are computed for each trial apart.
 Features are multiplied in float32 (float64 if either side is float64), in blocks of queries, on the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from danet_core.config import Rerank
 from danet_core.files import StudyError
 from danet_core.metrics import (
     CmcLevel,
@@ -28,11 +31,14 @@ from danet_core.metrics import (
     rank_order,
     score_queries,
 )
+from danet_core.rerank import first_equal, unit
+from danet_core.rerank import rerank as reranked
 
 Distance = Literal["cosine", "euclidean"]
 SYSU_INFRARED = (3, 6)  # cameras of the queries
 SYSU_VISIBLE = (1, 2, 4, 5)  # cameras of the galleries; 1 and 2 are indoors
 SAME_PLACE = (3, 2)  # camera 3 is infrared and camera 2 visible, in the same room
+SEARCHES = {"all": SYSU_VISIBLE, "indoor": (1, 2)}  # cameras of the gallery
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ def evaluate_sysu(
     *,
     distance: Distance = "cosine",
     ranks: int = 50,
+    rerank: Rerank | None = None,
 ) -> ProtocolResult:
     """SYSU-MM01: infrared queries against T random galleries of visible images.
 
@@ -88,13 +95,16 @@ def evaluate_sysu(
         galleries: (T, S) indices into the pool, one gallery a row. Equal distances are ranked by ascending pool index.
         distance: "cosine", the protocol's, or "euclidean" on the features as they are.
         ranks: length of the stored CMC curve.
+        rerank: no part of the protocol: re-rank (rerank.py) all queries with each trial's gallery, cosine only. Pairs
+            of cameras 3 and 2 take part in that, and are ignored afterwards.
 
     Returns:
         ProtocolResult.
 
     Raises:
         StudyError (a ValueError): lengths disagree, a feature is not finite, a gallery index is out of range or listed
-            twice in a trial, query and gallery are swapped (by their cameras), or no query of a trial has a match.
+            twice in a trial, query and gallery are swapped (by their cameras), no query of a trial has a match, or
+            `rerank` comes with another distance than cosine.
 
     Source: the evaluation code published with SYSU-MM01 (Wu et al., ICCV 2017).
     """
@@ -108,6 +118,7 @@ def evaluate_sysu(
         {"SYSU-MM01": galleries},
         distance=distance,
         ranks=ranks,
+        rerank=rerank,
     )
     return settings["SYSU-MM01"]
 
@@ -123,6 +134,7 @@ def evaluate_sysu_settings(
     *,
     distance: Distance = "cosine",
     ranks: int = 50,
+    rerank: Rerank | None = None,
 ) -> dict[str, ProtocolResult]:
     """`evaluate_sysu` for several sets of galleries of one pool, with one ranking of the pool for all of them.
 
@@ -142,18 +154,26 @@ def evaluate_sysu_settings(
     q_camids, g_camids = as_ints(q_camids, "q_camids", len(query.pids)), as_ints(g_camids, "g_camids", len(pool.pids))
     members = {name: _members(galleries, len(pool.pids), name) for name, galleries in settings.items()}
     all_members = np.concatenate(list(members.values()))
+    _refuse_swapped(q_camids, g_camids[all_members.any(axis=0)])
 
-    used = np.flatnonzero(all_members.any(axis=0))  # ascending, so ties keep their order
-    _refuse_swapped(q_camids, g_camids[used])
-    from_query, from_gallery = q_camids == SAME_PLACE[0], g_camids[used] == SAME_PLACE[1]
-    scores = _score(
-        query,
-        _Images(pool.feat[used], pool.pids[used]),
-        all_members[:, used],
-        lambda rows: from_query[rows, None] & from_gallery,
-        cmc="identity",
-        distance=distance,
-    )
+    def score(trials: np.ndarray) -> QueryScores:
+        used = np.flatnonzero(trials.any(axis=0))  # ascending, so ties keep their order
+        from_query, from_gallery = q_camids == SAME_PLACE[0], g_camids[used] == SAME_PLACE[1]
+        return _score(
+            query,
+            _Images(pool.feat[used], pool.pids[used]),
+            trials[:, used],
+            lambda rows: from_query[rows, None] & from_gallery,
+            cmc="identity",
+            distance=distance,
+            rerank=rerank,
+        )
+
+    if rerank is None:
+        scores = score(all_members)
+    else:
+        alone = [score(trial[None]) for trial in all_members]
+        scores = QueryScores(*(np.concatenate(parts, axis=1) for parts in zip(*alone, strict=True)))
     results, done = {}, 0
     for name, mask in members.items():
         trials = QueryScores(*(part[:, done : done + len(mask)] for part in scores))
@@ -171,6 +191,7 @@ def evaluate_regdb(
     cmc: CmcLevel = "image",
     distance: Distance = "cosine",
     ranks: int = 50,
+    rerank: Rerank | None = None,
 ) -> ProtocolResult:
     """RegDB, one trial in one direction: every image of one modality against every image of the other.
 
@@ -185,18 +206,20 @@ def evaluate_regdb(
         cmc: "image", as most papers report, or "identity"; they agree at rank 1 and differ beyond.
         distance: "cosine", or "euclidean" on the features as they are.
         ranks: length of the stored CMC curve.
+        rerank: no part of the protocol: re-rank (rerank.py) all queries with the gallery, cosine only.
 
     Returns:
         ProtocolResult with one entry in `per_trial`.
 
     Raises:
-        StudyError (a ValueError): lengths disagree, a feature is not finite, or no query has a match.
+        StudyError (a ValueError): lengths disagree, a feature is not finite, no query has a match, or `rerank` comes
+            with another distance than cosine.
 
     Source: RegDB (Nguyen et al., Sensors 2017), with the search protocol of Ye et al., AAAI 2018.
     """
     query, gallery = _Images.of(q_feat, q_pids, "q"), _Images.of(g_feat, g_pids, "g")
     members = np.ones((1, len(gallery.pids)), dtype=bool)
-    scores = _score(query, gallery, members, None, cmc=cmc, distance=distance)
+    scores = _score(query, gallery, members, None, cmc=cmc, distance=distance, rerank=rerank)
     return _result(scores, len(gallery.pids), cmc, ranks, "RegDB")
 
 
@@ -287,6 +310,50 @@ def chance_rank1(
     return float((shares.sum(axis=1) / valid).mean())
 
 
+def random_seed_galleries(
+    pids: Integer[np.ndarray, " G"],
+    camids: Integer[np.ndarray, " G"],
+    paths: Sequence[str],
+    trials: int = 10,
+) -> dict[str, Integer[np.ndarray, "T S"]]:
+    """SYSU-MM01's second convention for galleries: in trial t, counted from 0, `random.seed(t)` and random choices.
+
+    For each identity, ascending, and each camera of the search, ascending, that has images of it: one `random.choice`
+    from these images in the order of their paths as text. Each search starts its generator anew. Single-shot only. The
+    scores are not comparable with those on the galleries of rand_perm_cam.mat, the protocol's.
+
+    Args:
+        pids, camids: (G,) identities and cameras of the pool: the visible test images.
+        paths: (G,) where they come from, as in the manifest.
+        trials: galleries of each search.
+
+    Returns:
+        all_single and indoor_single, each (trials, S) indices into the pool, one gallery a row, ascending.
+
+    Raises:
+        StudyError (a ValueError): lengths disagree, or a search has no image.
+
+    Source: the AGW code base of Ye et al. (TPAMI 2021), repository mangye16/Cross-Modal-Re-ID-baseline.
+    """
+    camids = as_ints(camids, "camids", len(pids))
+    if len(paths) != len(pids):
+        raise StudyError(f"paths must have one entry per image, {len(pids)}, found {len(paths)}")
+    cells: dict[tuple[int, int], list[int]] = {}
+    for index in sorted(range(len(pids)), key=lambda index: paths[index]):
+        cells.setdefault((int(pids[index]), int(camids[index])), []).append(index)
+    galleries = {}
+    for search, cameras in SEARCHES.items():
+        asked = [cells[cell] for cell in sorted(cells) if cell[1] in cameras]
+        if not asked:
+            raise StudyError(f"{search} search has no image of cameras {cameras} to draw galleries from")
+        drawn = []
+        for trial in range(trials):
+            generator = random.Random(trial)  # the same numbers as after random.seed(trial)
+            drawn.append(sorted(generator.choice(cell) for cell in asked))
+        galleries[f"{search}_single"] = np.array(drawn)
+    return galleries
+
+
 @dataclass(frozen=True)
 class _Images:
     """Features (N, D), float32 or float64 and finite, with their identities (N,)."""
@@ -316,15 +383,24 @@ def _score(
     *,
     cmc: CmcLevel,
     distance: Distance,
+    rerank: Rerank | None = None,
 ) -> QueryScores:
-    """Scores (Q, T) of all queries in the T subsets `members` (T, G) of the gallery, a block of queries at a time."""
+    """Scores (Q, T) of all queries in the T subsets `members` (T, G) of the gallery, a block of queries at a time.
+
+    Re-ranking is among the queries and the whole gallery, so that T is 1 then.
+    """
     if query.feat.shape[1] != gallery.feat.shape[1]:
         raise StudyError(
             f"query features have {query.feat.shape[1]} dimensions and gallery features {gallery.feat.shape[1]};"
             " both must come from the same model"
         )
     blocks = query_blocks(len(query.pids), len(gallery.pids))
-    distances = _distances(query.feat, gallery.feat, distance)
+    if rerank is None:
+        distances = _distances(query.feat, gallery.feat, distance)
+    elif distance == "cosine":
+        distances = reranked(query.feat, gallery.feat, **asdict(rerank)).__getitem__
+    else:
+        raise StudyError(f"re-ranking starts from the cosine distance, found {distance!r}; leave out one of the two")
     return join(
         [
             score_queries(
@@ -347,14 +423,14 @@ def _distances(q_feat: np.ndarray, g_feat: np.ndarray, distance: Distance) -> Ca
     mean, because a difference of squares cancels: float32 features far from the origin would be ranked by rounding.
     """
     if distance == "cosine":
-        q_part, g_part, offset = _unit(q_feat), _unit(g_feat), 0
+        q_part, g_part, offset = unit(q_feat), unit(g_feat), 0
     elif distance == "euclidean":
         centre = g_feat.mean(axis=0, dtype=np.float64)
         q_part, g_part = q_feat - centre, g_feat - centre
         offset = np.einsum("gd,gd->g", g_part, g_part) / 2
     else:
         raise StudyError(f"distance must be 'cosine' or 'euclidean', found {distance!r}")
-    same = _first_equal(g_part)
+    same = first_equal(g_part)
     all_differ = bool((same == np.arange(len(same))).all())
 
     def distances(rows: slice) -> np.ndarray:
@@ -364,22 +440,6 @@ def _distances(q_feat: np.ndarray, g_feat: np.ndarray, distance: Distance) -> Ca
         return block if all_differ else block[:, same]
 
     return distances
-
-
-def _first_equal(feat: np.ndarray) -> np.ndarray:
-    """(N,) for each row the index of the first row with the same bytes."""
-    seen: dict[bytes, int] = {}
-    return np.array([seen.setdefault(row.tobytes(), index) for index, row in enumerate(feat)])
-
-
-def _unit(feat: np.ndarray) -> np.ndarray:
-    """Rows at unit length; a zero row stays zero (it is at right angles to everything)."""
-    # The largest value is taken out first, so that squares neither overflow nor vanish.
-    largest = np.abs(feat).max(axis=1, keepdims=True, initial=0)
-    scaled = feat / np.where(largest > 0, largest, 1)
-    length = np.linalg.norm(scaled, axis=1, keepdims=True)
-    scaled /= np.where(length > 0, length, 1)
-    return scaled
 
 
 def _members(galleries: Any, n_pool: int, name: str) -> np.ndarray:

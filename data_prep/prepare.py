@@ -50,7 +50,7 @@ def read(
     """Read a raw tree with the reader of its layout.
 
     `expected`: the counts that must be met exactly; "published" takes the facts of the real set, and none for a
-    rendered one.
+    rendered one. A subset on purpose is allowed by `allow_partial` or by the data set's own, from params.yaml.
     Raises StudyError when the tree is absent or cannot be read.
     """
     from data_prep import regdb, sysu_mm01
@@ -68,6 +68,7 @@ def read(
             f"them through "
             f"{module.LICENCE}, put them there, set {variable}, or take {dataset.name} out of `study` in params.yaml"
         )
+    allow_partial = allow_partial or dataset.allow_partial
     reading = reader(root, expected=expected, train_splits=dataset.train_splits, allow_partial=allow_partial)
     if dataset.synthetic:
         _check_against_render(reading)
@@ -79,9 +80,10 @@ def prepare(
 ) -> Reading:
     """Render if embedded, read and verify a data set, and write data/prepared/<dataset>, whole or not at all.
 
-    Raises StudyError for the first finding that is neither accepted as documented nor, with `allow_partial`, a
-    difference in counts.
+    Raises StudyError for the first finding that is neither accepted as documented nor, with `allow_partial` here or in
+    params.yaml, a difference in counts.
     """
+    allow_partial = allow_partial or dataset.allow_partial
     final = folders.prepared / dataset.name
     with exclusive(lock_path(final), f"the preparation of {dataset.name}"):
         render(dataset)

@@ -78,6 +78,12 @@ def test_the_embedded_milestones_are_the_papers_shares_of_the_epochs():
         ("seeds: [0]", "seeds: [0, 0]", "study.seeds names a value twice"),
         ("seeds: [0]", "seeds: [-1]", "seed: expected a whole number of at least 0, found -1"),
         ("  trials: 10", "  trials: 10\n  trials: 5", "key `trials` stands twice"),
+        ("allow_partial: false", "allow_partial: 1", "datasets.synth_sysu.allow_partial: expected a bool, found 1"),
+        ("galleries: rand_perm", "galleries: random", "expected one of rand_perm, random_seed, found 'random'"),
+        ("rerank: null", "rerank: {k1: 0, k2: 6, lambda_value: 0.3}", "evaluation.rerank.k1: expected at least 1"),
+        ("rerank: null", "rerank: {k1: 20, k2: 0, lambda_value: 0.3}", "evaluation.rerank.k2: expected at least 1"),
+        ("rerank: null", "rerank: {k1: 20, k2: 6, lambda_value: 2}", "expected a weight from 0 to 1, found 2.0"),
+        ("rerank: null", "rerank: {k1: 20, k2: 6}", "evaluation.rerank: key 'lambda_value' is missing"),
         ("study:", "study: [", "is not valid YAML"),
     ],
 )
@@ -116,6 +122,26 @@ def test_a_control_with_twice_the_epochs_decays_at_twice_the_milestones():
     once, twice = (study.run("synth_sysu", name, 1, 0) for name in ("baseline", "baseline_2x"))
     assert twice.epochs == 2 * once.epochs
     assert twice.milestones == tuple(2 * epoch for epoch in once.milestones)
+
+
+def test_the_default_is_the_published_protocol_of_the_whole_data_sets():
+    study = load_study(PARAMS)
+    assert (study.evaluation.galleries, study.evaluation.rerank) == ("rand_perm", None)
+    assert not any(row.allow_partial for row in study.datasets.values())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("allow_partial: false", "allow_partial: true"),
+        ("galleries: rand_perm", "galleries: random_seed"),
+        ("rerank: null", "rerank: {k1: 20, k2: 6, lambda_value: 0.3}"),
+    ],
+)
+def test_how_a_run_is_scored_and_whether_the_set_is_partial_leave_its_training_as_it_is(edited, old, new):
+    plain, changed = (load_study(path).run("synth_sysu", "b_cc", 1, 0) for path in (PARAMS, edited(old, new)))
+    assert changed != plain
+    assert changed.resolved() == plain.resolved()
 
 
 def test_captions_and_folders_are_no_part_of_what_a_run_depends_on(edited):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ from safetensors.torch import save_file
 
 from danet_core import evaluate as evaluate_module
 from danet_core.backbone import ResNet
+from danet_core.config import Rerank
 from danet_core.evaluate import Features, evaluate, extract
-from danet_core.files import StudyError
+from danet_core.files import StudyError, atomic_write_json
 from danet_core.record import RunFolder
-from danet_core.store import PackedStore
+from danet_core.store import META, PackedStore, content_names, content_sha256, read_manifest
 from danet_core.train import build_model, train
 from tests.stores import make_store, small_config
 
@@ -39,8 +42,9 @@ def finished(request, tmp_path_factory):
     return root, config, folder
 
 
-def run(finished):
+def run(finished, **evaluation):
     root, config, folder = finished
+    config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **evaluation))
     return evaluate(config, folder, packed=root / "data/packed", results=root / "results", device="cpu")
 
 
@@ -127,6 +131,83 @@ def test_a_run_trained_on_other_data_is_refused(finished, tmp_path):
     with pytest.raises(StudyError, match="expected the data the run .* was trained on"):
         evaluate(config, folder, packed=tmp_path, results=tmp_path / "results", device="cpu")
     assert not (tmp_path / "results").exists()
+
+
+@pytest.fixture
+def two_trials(tmp_path: Path):
+    """A RegDB-like store with identities 1..12: trial 1 trains on the odd ones, trial 2 on 1..6; a run of trial 1."""
+    root = make_store(tmp_path / "packed" / "synth_regdb", "regdb")
+    manifest = read_manifest(root / "manifest.csv")
+    manifest["split_2"] = np.where(manifest["pid"] <= 6, "train", "test")
+    manifest.to_csv(root / "manifest.csv", index=False)
+    meta = json.loads((root / META).read_text())
+    atomic_write_json(root / META, {**meta, "content_sha256": content_sha256(root, content_names("regdb"))})
+
+    def score(trained: int, configured: int, split_trial: int | None = None):
+        config = small_config("synth_regdb", trial=configured)
+        folder = RunFolder.of(config, tmp_path / "runs", tmp_path / "build")
+        atomic_write_json(folder.record, {"trial": trained, "config": {}})
+        return evaluate(config, folder, packed=root.parent, results=tmp_path / "results", split_trial=split_trial)
+
+    return score
+
+
+# Trial 1 trains on 1 3 5 7 9 11 and tests on 2 4 6 8 10 12; trial 2 trains on 1..6 and tests on 7..12.
+@pytest.mark.parametrize(
+    ("trained", "configured", "split_trial", "asked"), [(1, 2, None, 2), (1, 1, 2, 2), (2, 1, None, 1), (2, 1, 1, 1)]
+)
+def test_a_model_of_one_trial_is_refused_the_test_images_of_another(
+    two_trials, tmp_path, trained, configured, split_trial, asked
+):
+    with pytest.raises(StudyError) as caught:
+        two_trials(trained, configured, split_trial)
+    sentence = f"a model of trial {trained}, asked to score the test images of trial {asked}: it was trained on 3 of "
+    assert sentence + "their 6 identities" in str(caught.value)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_trial_that_the_store_lacks_is_refused_too(two_trials):
+    with pytest.raises(StudyError, match="no split of trial 3; this store has trial 1, 2"):
+        two_trials(1, 1, 3)
+
+
+def test_asking_for_the_runs_own_trial_is_what_happens_without_asking(finished):
+    root, config, folder = finished
+    folders = {"packed": root / "data/packed", "results": root / "results"}
+    assert evaluate(config, folder, **folders, device="cpu", split_trial=config.trial) == run(finished)
+
+
+def test_a_default_record_does_not_mention_what_was_not_used(finished):
+    for setting in run(finished)["settings"].values():
+        assert not {"galleries", "rerank"} & set(setting)
+
+
+def test_galleries_by_random_seed_are_single_shot_and_named_in_every_setting(finished):
+    default, record = run(finished), run(finished, galleries="random_seed")
+    if record["layout"] == "regdb":  # has no random galleries
+        assert record == default
+        return
+    assert set(record["settings"]) == {"all_single", "indoor_single"}
+    for name, setting in record["settings"].items():
+        usual = default["settings"][name]
+        assert setting["galleries"] == "random_seed"
+        assert set(setting) - {"galleries"} == set(usual)
+        assert setting["per_trial"] != usual["per_trial"]
+        for key in ("gallery_size", "n_query", "n_valid"):
+            assert setting[key] == usual[key]
+    left_out = {"settings": None}
+    assert {**record, **left_out} == {**default, **left_out}
+
+
+def test_a_reranked_record_says_so_in_every_setting_and_only_settings_change(finished):
+    default, record = run(finished), run(finished, rerank=Rerank(20, 6, 0.3))
+    assert set(record["settings"]) == set(default["settings"])
+    for name, setting in record["settings"].items():
+        assert setting["rerank"] == {"k1": 20, "k2": 6, "lambda_value": 0.3}
+        assert setting["mean"]["mAP"] != default["settings"][name]["mean"]["mAP"]
+        assert setting["chance_rank1"] == default["settings"][name]["chance_rank1"]
+    left_out = {"settings": None}
+    assert {**record, **left_out} == {**default, **left_out}
 
 
 def test_a_run_that_was_never_trained_says_what_makes_it(finished, tmp_path):

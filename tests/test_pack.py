@@ -51,6 +51,7 @@ class Set:
     render: object = None
     title: str = "A tiny set"
     train_splits: tuple[str, ...] = ("train",)
+    allow_partial: bool = False
     image: SimpleNamespace = dataclasses.field(default_factory=lambda: SimpleNamespace(height=H, width=W))
 
     def raw_root(self) -> Path:
@@ -127,6 +128,17 @@ def test_a_subset_on_purpose_is_marked_in_inventory_and_store(sysu: Set, folders
     inventory = json.loads((folders.prepared / "tiny" / "inventory.json").read_text())
     assert inventory["partial"]
     assert any(warning.startswith("partial:") for warning in inventory["warnings"])
+    assert pack_here(sysu, folders)["partial"]
+
+
+def test_a_subset_allowed_in_params_is_as_one_allowed_on_the_command_line(sysu: Set, folders: Folders) -> None:
+    shutil.rmtree(sysu.root / "cam5")
+    with pytest.raises(StudyError, match="cam 5"):
+        prepare(sysu, expected=COUNTS, folders=folders)
+    prepare(sysu, expected=COUNTS, folders=folders, allow_partial=True)
+    by_flag = content(folders.prepared / "tiny")
+    prepare(dataclasses.replace(sysu, allow_partial=True), expected=COUNTS, folders=folders)
+    assert content(folders.prepared / "tiny") == by_flag
     assert pack_here(sysu, folders)["partial"]
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from danet_core import metrics, protocols
+from danet_core.config import Rerank
 from danet_core.files import StudyError
 from danet_core.protocols import ProtocolResult
+from danet_core.rerank import rerank
 
 GOLDEN = Path(__file__).parent / "golden"
 SETTINGS = ("all_1", "all_10", "indoor_1", "indoor_10")
@@ -364,6 +367,111 @@ def test_random_features_score_about_the_chance_level() -> None:
     assert found.mean["cmc1"] == pytest.approx(chance, abs=0.02)
 
 
+Pool = tuple[np.ndarray, np.ndarray, list[str]]
+
+
+def pool_of(images: dict[tuple[int, int], int], seed: int) -> Pool:
+    """Identities, cameras and paths of a pool with so many images per (identity, camera), in no particular order."""
+    rows = [(pid, cam, f"cam{cam}/{pid:04d}/{n}.jpg") for (pid, cam), count in images.items() for n in range(count)]
+    random.Random(seed).shuffle(rows)
+    pids, camids, paths = zip(*rows, strict=True)
+    return np.array(pids), np.array(camids), list(paths)
+
+
+def drawn_as_published(paths: list[str], cameras: tuple[str, ...], trial: int) -> list[str]:
+    """The convention as the other code base words it: folders, listed names, one global generator."""
+    folders: dict[str, list[str]] = {}
+    for path in paths:
+        folders.setdefault(path.rpartition("/")[0], []).append(path)
+    state = random.getstate()
+    try:
+        random.seed(trial)
+        chosen = []
+        for identity in sorted({path.split("/")[1] for path in paths}):
+            for camera in cameras:
+                if f"{camera}/{identity}" in folders:
+                    chosen.append(random.choice(sorted(folders[f"{camera}/{identity}"])))
+    finally:
+        random.setstate(state)
+    return chosen
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_random_seed_galleries_are_those_of_the_global_generator_over_sorted_folders(seed: int) -> None:
+    generator = random.Random(seed)
+    images = {(pid, cam): generator.randint(0, 13) for pid in (3, 20, 101, 7) for cam in (1, 2, 4, 5)}
+    pids, camids, paths = pool_of({**images, (3, 1): 12, (20, 2): 1}, seed)
+    found = protocols.random_seed_galleries(pids, camids, paths)
+    assert set(found) == {"all_single", "indoor_single"}
+    for name, cameras in (("all_single", ("cam1", "cam2", "cam4", "cam5")), ("indoor_single", ("cam1", "cam2"))):
+        assert len(found[name]) == 10
+        for trial, gallery in enumerate(found[name]):
+            wanted = drawn_as_published(paths, cameras, trial)
+            assert gallery.tolist() == sorted(paths.index(path) for path in wanted)
+
+
+def test_the_draws_of_the_first_seeds_are_the_known_ones() -> None:
+    # random.seed(0) and choices among ten give 6 6 0 4 8 7 6 4, random.seed(1) 2 9 1 4 1 7 7 7, in every Python 3.
+    pids, camids, paths = pool_of({(pid, cam): 10 for pid in (1, 2) for cam in (1, 2, 4, 5)}, 5)
+    found = protocols.random_seed_galleries(pids, camids, paths, trials=2)
+
+    def numbers(name: str, trial: int) -> list[int]:
+        rows = sorted((pids[row], camids[row], int(paths[row][-5])) for row in found[name][trial])
+        return [number for _, _, number in rows]
+
+    assert numbers("all_single", 0) == [6, 6, 0, 4, 8, 7, 6, 4]
+    assert numbers("all_single", 1) == [2, 9, 1, 4, 1, 7, 7, 7]
+    assert numbers("indoor_single", 0) == [6, 6, 0, 4]
+    assert numbers("indoor_single", 1) == [2, 9, 1, 4]
+
+
+def test_drawing_galleries_leaves_the_callers_generator_alone() -> None:
+    pool = pool_of({(1, 1): 3, (1, 4): 3}, 0)
+    state = random.getstate()
+    bare(protocols.random_seed_galleries)(*pool, trials=1)  # the shape check draws from the generator itself
+    assert random.getstate() == state
+
+
+RERANK = Rerank(k1=8, k2=3, lambda_value=0.3)
+
+
+@pytest.mark.parametrize("setting", ["all_1", "indoor_10"])
+def test_each_trial_is_reranked_within_its_own_queries_and_gallery(setting: str) -> None:
+    arrays, _ = golden("sysu_mini")
+    q_feat, q_pids, q_camids, g_feat, g_pids, g_camids = sides = sysu_sides(arrays, np.float64)
+    galleries = arrays[f"gallery_{setting}"][:3]
+    found = protocols.evaluate_sysu(*sides, galleries, rerank=RERANK)
+    for trial, gallery in zip(found.per_trial, np.sort(galleries, axis=1), strict=True):
+        distmat = rerank(q_feat, g_feat[gallery], RERANK.k1, RERANK.k2, RERANK.lambda_value)
+        ignored = (q_camids[:, None] == 3) & (g_camids[gallery] == 2)
+        wanted = metrics.retrieval_metrics(distmat, q_pids, g_pids[gallery], ignore=ignored)
+        assert (trial["mAP"], trial["mINP"]) == pytest.approx((wanted.mAP, wanted.mINP), abs=1e-12)
+        for rank in (1, 5, 10, 20):
+            assert trial[f"cmc{rank}"] == pytest.approx(wanted.cmc[rank - 1], abs=1e-12)
+    plain = protocols.evaluate_sysu(*sides, galleries)
+    assert (found.n_valid, found.n_query, found.gallery_size) == (plain.n_valid, plain.n_query, plain.gallery_size)
+    assert found.mean["mAP"] != plain.mean["mAP"]
+
+
+def test_reranking_with_all_weight_on_the_distance_changes_no_score() -> None:
+    arrays, _ = golden("sysu_mini")
+    sides, galleries = sysu_sides(arrays, np.float64), arrays["gallery_all_1"][:2]
+    found = protocols.evaluate_sysu(*sides, galleries, rerank=Rerank(20, 6, 1.0))
+    assert_equal_results(found, protocols.evaluate_sysu(*sides, galleries))
+
+
+@pytest.mark.parametrize("level", ["image", "identity"])
+def test_regdb_is_reranked_within_all_its_queries_and_its_gallery(level: Any) -> None:
+    arrays, _ = golden("regdb")
+    some = slice(0, 2060, 9)
+    query, gallery = ((arrays[f"{m}_feat"][some], arrays[f"{m}_id"][some]) for m in ("thermal", "visible"))
+    found = protocols.evaluate_regdb(*query, *gallery, cmc=level, rerank=RERANK)
+    distmat = rerank(query[0], gallery[0], RERANK.k1, RERANK.k2, RERANK.lambda_value)
+    wanted = metrics.retrieval_metrics(distmat, query[1], gallery[1], cmc=level)
+    assert found.mean["mAP"] == pytest.approx(wanted.mAP, abs=1e-12)
+    assert found.mean["cmc5"] == pytest.approx(wanted.cmc[4], abs=1e-12)
+
+
 Q = along(0, 5), np.array([1, 2]), np.array([3, 6])
 G = along(1, 2, 3), np.array([1, 2, 3]), np.array([1, 4, 5])
 T = np.array([[0, 1], [0, 2]])
@@ -385,6 +493,15 @@ NAN = np.array([[1.0, 0.0], [np.nan, 0.0]])
         (lambda: protocols.evaluate_sysu_settings(*Q, *G, {}), "no setting to evaluate"),
         (lambda: protocols.evaluate_sysu_settings(*Q, *G, {"a": T, "b": T[:, 1:]}), r"b: none .* \(trial 1\)"),
         (lambda: protocols.evaluate_sysu(NAN, *Q[1:], *G, T), "q_feat has NaN or infinite values, first in row 1 of 2"),
+        (
+            lambda: protocols.evaluate_sysu(*Q, *G, T, distance="euclidean", rerank=RERANK),
+            "re-ranking starts from the cosine distance, found 'euclidean'",
+        ),
+        (lambda: bare(protocols.random_seed_galleries)(*G[1:], ["a.jpg"]), "one entry per image, 3, found 1"),
+        (
+            lambda: protocols.random_seed_galleries(G[1][1:], G[2][1:], ["b.jpg", "c.jpg"]),
+            r"indoor search has no image of cameras \(1, 2\)",
+        ),
         (lambda: protocols.evaluate_sysu(*Q, *G, T, ranks=0), "at least one rank, found ranks=0"),
         (lambda: protocols.evaluate_regdb(*Q[:2], along(1), np.array([9])), "RegDB: none of the 2 queries"),
         (
