@@ -9,6 +9,7 @@ import contextlib
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,7 +83,9 @@ _STYLE: Any = {
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """The study's look, whatever the user's matplotlib settings are; they come back when the block ends."""
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # A file name in a script that the font lacks is drawn as boxes; the tables beside the picture spell it out.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(sns.axes_style("whitegrid"))
         matplotlib.rcParams.update(_STYLE)

@@ -71,7 +71,7 @@ def load_run(root: Path) -> tuple[RunConfig, DANet, dict[str, Any]]:
     return config, model, record
 
 
-def recorded_config(record: dict[str, Any], path: Path) -> RunConfig:
+def recorded_config(record: Any, path: Path) -> RunConfig:
     """The configuration a run was made with, from its record alone, as strictly checked as params.yaml is."""
     try:
         config, label = record["config"], record["label"]
@@ -93,7 +93,7 @@ def recorded_config(record: dict[str, Any], path: Path) -> RunConfig:
         ) from None
 
 
-def describe(record: dict[str, Any], path: Path) -> str:
+def describe(record: Any, path: Path) -> str:
     """A run's record as text: what it is, its configuration, provenance, versions and last epoch, one value per line.
 
     Raises StudyError for a record that lacks one of these.
