@@ -258,9 +258,11 @@ def embed(
             return str(error)
 
     features, kept, broken = [np.empty((0, model.neck.num_features), np.float32)], [], []
+    # None: no bar where nobody watches; an explicit value would override the variable that batch runs set
+    quiet = True if len(paths) <= _BATCH or os.environ.get("TQDM_DISABLE") else None
     with (
         ThreadPoolExecutor() as pool,
-        tqdm(total=len(paths), desc="reading", unit="image", leave=False, disable=None) as bar,
+        tqdm(total=len(paths), desc="reading", unit="image", leave=False, disable=quiet) as bar,
     ):
         for start, part in _parts(paths):
             images = []
