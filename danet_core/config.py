@@ -421,7 +421,7 @@ def load_study(path: str | Path = "params.yaml") -> Study:
                 raise ConfigError(f"{path}: datasets.{name}: unknown key 'name'; the row's own key is the name")
         rows = raw["datasets"].items()
         raw["datasets"] = {name: {"name": name, **row} if isinstance(row, dict) else row for name, row in rows}
-    study = _build(Study, raw, str(path))
+    study = build(Study, raw, str(path))
     _check_modules(study, path)
     _check_switches(study, path)
     return study
@@ -485,7 +485,7 @@ _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", _bool, list("tTfF"
 _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _float, list("-+0123456789"))
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
+def build(kind: Any, value: Any, where: str) -> Any:
     """Turn parsed YAML into `kind`, strictly: no unknown, missing or mistyped value passes."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
@@ -498,7 +498,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         return _build_tuple(arguments, value, where)
     if origin is dict:
         _expect(isinstance(value, dict), where, "a mapping", value)
-        return {key: _build(arguments[1], item, f"{where}{_join(where)}{key}") for key, item in value.items()}
+        return {key: build(arguments[1], item, f"{where}{_join(where)}{key}") for key, item in value.items()}
     if dataclasses.is_dataclass(kind):
         return _build_dataclass(kind, value, where)
     if kind is float:
@@ -525,7 +525,7 @@ def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
     missing = sorted(key for key in hints if key not in value)
     if missing:
         raise ConfigError(f"{where}: key {missing[0]!r} is missing; add it")
-    fields = {key: _build(hint, value[key], f"{where}{_join(where)}{key}") for key, hint in hints.items()}
+    fields = {key: build(hint, value[key], f"{where}{_join(where)}{key}") for key, hint in hints.items()}
     try:
         return kind(**fields)
     except _OutOfRange as error:
@@ -542,16 +542,16 @@ def _build_union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
         value, dict
     ):  # the member that shares most keys with the value gives the best message
         choices.sort(key=lambda kind: -len(set(typing.get_type_hints(kind)) & set(value)))
-    return _build(choices[0], value, where)
+    return build(choices[0], value, where)
 
 
 def _build_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     _expect(isinstance(value, list), where, "a list", value)
     if arguments[-1] is Ellipsis:
-        return tuple(_build(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+        return tuple(build(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     _expect(len(value) == len(arguments), where, f"a list of {len(arguments)} values", value)
     return tuple(
-        _build(kind, item, f"{where}[{index}]") for index, (kind, item) in enumerate(zip(arguments, value, strict=True))
+        build(kind, item, f"{where}[{index}]") for index, (kind, item) in enumerate(zip(arguments, value, strict=True))
     )
 
 

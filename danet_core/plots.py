@@ -8,13 +8,16 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 import seaborn as sns
+from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -50,6 +53,12 @@ TERM_LABELS: Mapping[str, str] = {
     "lr": "learning rate",
 }
 
+# What a writer would stamp in by itself: the time, and the version of the library.
+_STAMPS: Mapping[str, dict[str, Any]] = {
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
+}
+
 _STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same on every machine
     "font.size": 9,
@@ -74,7 +83,9 @@ _STYLE: Any = {
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """The study's look, whatever the user's matplotlib settings are; they come back when the block ends."""
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # A file name in a script that the font lacks is drawn as boxes; the tables beside the picture spell it out.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(sns.axes_style("whitegrid"))
         matplotlib.rcParams.update(_STYLE)
@@ -227,20 +238,64 @@ def distance_distributions(
     return figure
 
 
+class RankedImage(NamedTuple):
+    """A crop in a ranked list, with its distance to the query; the query itself has none."""
+
+    name: str
+    image: UInt8[np.ndarray, "H W 3"]
+    distance: float | None = None
+
+
+def ranked_list(query: RankedImage, ranked: Sequence[RankedImage], *, title: str, columns: int = 10) -> StudyFigure:
+    """One query, framed, and the images ranked for it, nearest first, `columns` to a row, each with rank and distance.
+
+    Names stand below, broken at slashes and cut at the front where they are long. Nothing is cropped or stretched.
+    Raises StudyError when nothing is ranked.
+    """
+    _need(ranked, "ranked image")
+    columns = min(columns, len(ranked))
+    rows = math.ceil(len(ranked) / columns)
+    shapes = np.array([one.image.shape[:2] for one in (query, *ranked)], dtype=float)  # (images, 2)
+    tallest = float(np.clip((shapes[:, 0] / shapes[:, 1]).max(), 0.6, 3.0))
+    with style():
+        size = (1.05 * max(columns + 1, 6), rows * (0.92 * tallest + 0.5) + 0.5)
+        figure = StudyFigure(figsize=size, layout="constrained")
+        grid = figure.subplots(rows, columns + 1, squeeze=False)
+        for axis in grid.flat:
+            axis.set_visible(False)
+        places = [grid[0, 0], *grid[:, 1:].flat]
+        for rank, (axis, one) in enumerate(zip(places, (query, *ranked), strict=False)):
+            axis.set_visible(True)
+            axis.imshow(one.image, interpolation="antialiased")
+            axis.set(xticks=[], yticks=[], anchor="N")
+            axis.set_title("query" if one.distance is None else f"{rank} · {one.distance:.3f}", fontsize=8)
+            axis.set_xlabel(_name_lines(one.name), fontsize=6, parse_math=False)  # a dollar sign is one
+            axis.spines[:].set(visible=one is query, color="#D55E00", linewidth=2.5)
+        figure.suptitle(title, parse_math=False)
+    return figure
+
+
 def save(figure: Figure, path_without_suffix: Path | str) -> list[Path]:
     """Write `<path>.png` and `<path>.pdf`, each whole or not at all; equal figures give equal bytes."""
     stem = Path(path_without_suffix)
-    # What a writer would stamp in by itself: the time, and the version of the library.
-    stamps: dict[str, dict[str, Any]] = {
-        ".png": {"Software": None},
-        ".pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
-    }
-    paths = []
-    for suffix, metadata in stamps.items():
-        paths.append(stem.with_name(stem.name + suffix))
-        with style(), atomic_path(paths[-1]) as temporary:
-            figure.savefig(temporary, format=suffix[1:], metadata=metadata)
-    return paths
+    return [save_as(figure, stem.with_name(stem.name + suffix)) for suffix in _STAMPS]
+
+
+def save_as(figure: Figure, path: Path | str) -> Path:
+    """Write one file, whole or not at all; its ending says the format. Raises as `check_picture`."""
+    path = Path(path)
+    suffix = check_picture(path)
+    with style(), atomic_path(path) as temporary:
+        figure.savefig(temporary, format=suffix[1:], metadata=_STAMPS[suffix])
+    return path
+
+
+def check_picture(path: Path) -> str:
+    """The ending of a picture's name, in lower case. Raises StudyError for another one than .png and .pdf."""
+    suffix = path.suffix.lower()
+    if suffix not in _STAMPS:
+        raise StudyError(f"picture {path}: expected a name that ends in .png or .pdf; name another file")
+    return suffix
 
 
 def _panels(count: int, *, columns: int, height: float, sharey: bool) -> tuple[StudyFigure, list[Axes]]:
@@ -279,6 +334,16 @@ def _column(axis: Axes) -> int:
 def _label_left(axis: Axes, text: str) -> None:
     """Name the shared vertical axis once per row of panels."""
     axis.set_ylabel(text if _column(axis) == 0 else "")
+
+
+def _name_lines(name: str, width: int = 18, most: int = 3) -> str:
+    """The end of a path in at most `most` lines of `width` characters, broken after slashes where that fits."""
+    lines = [""]
+    for piece in re.findall(rf"[^/]{{1,{width - 1}}}/?|/", name):
+        if len(lines[-1] + piece) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(lines if len(lines) <= most else ["…" + lines[-most], *lines[1 - most :]])
 
 
 def _number(value: float) -> str:

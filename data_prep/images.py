@@ -1,16 +1,7 @@
-"""Decoding: any image file to RGB, 8 bits per channel, of one size. Also the worker processes that do it in parallel.
+"""Decoding in parallel: the worker processes that turn image files into blocks of a store.
 
-Conversion to RGB, the same as PIL's `convert("RGB")` except for 16 bits, which PIL would clip:
-    RGB            as it is
-    L, 1, P        grey or palette colour in all three channels
-    LA, PA, RGBA   alpha dropped
-    CMYK, YCbCr, LAB, HSV   converted (inverted Adobe CMYK is recognised)
-    I;16, I        16-bit grey, scaled by 255 / 65535 and rounded, in all three channels
-An EXIF orientation is ignored, as public Re-ID code does. Floating-point images are refused.
-
-Resizing is PIL's `Image.resize((W, H), Image.BILINEAR)`, what torchvision's Resize does to a PIL image.
-
-This module imports neither pandas nor torch: each worker process loads it.
+How one file is decoded is in danet_core.images, so that a trained model sees any other picture in the same way. This
+module imports neither pandas nor torch: each worker process loads it.
 """
 
 from __future__ import annotations
@@ -27,59 +18,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from danet_core.files import StudyError
+from danet_core.images import INTERPOLATION as INTERPOLATION
+from danet_core.images import decode, load_rgb
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
 
-INTERPOLATION = "bilinear"
 _WORKERS_AT_MOST = 12  # about 60 MB each, so that packing stays below 1 GB on any machine
-
-
-def load_rgb(path: Path) -> Image.Image:
-    """Decode a whole image file to mode RGB.
-
-    Raises StudyError, naming the file, when it is empty, truncated, no image, too large, or in floating point.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return to_rgb(image)
-    except FileNotFoundError:
-        raise StudyError(f"{path} is missing; restore it, or prepare the data set again") from None
-    except PermissionError:
-        raise StudyError(f"{path} cannot be read: no read permission; give yourself read access (chmod u+r)") from None
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise StudyError(
-            f"{path} ({_size(path)} bytes) cannot be decoded ({reason.replace(str(path), 'the file')}); "
-            "expected a whole image; copy it again from the archive, or prepare a rendered set again"
-        ) from None
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB; see the module's docstring. Raises ValueError for floating point or over 16 bits."""
-    if image.mode == "RGB":
-        return image.copy() if image.readonly else image
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, expected 8 or 16 bits")
-    if image.mode == "I" or image.mode.startswith("I;"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"grey values from {values.min()} to {values.max()}, expected 8 or 16 bits")
-        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    return image.convert("RGB")
-
-
-def decode(path: Path, height: int, width: int) -> UInt8[np.ndarray, "3 H W"]:
-    """An image file as uint8 (3, height, width), RGB, bilinear. Raises StudyError as `load_rgb`."""
-    image = load_rgb(path)
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image).transpose(2, 0, 1)
 
 
 class Job(NamedTuple):
@@ -207,10 +155,3 @@ def _serve(connection: Connection[Any, Any]) -> None:
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             connection.send(run_job(connection.recv()))
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

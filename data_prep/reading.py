@@ -9,7 +9,6 @@ A reader returns a `Reading`. It separates three kinds of finding:
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +19,9 @@ import pandas as pd
 from jaxtyping import Int
 
 from danet_core.files import StudyError
+from danet_core.images import IMAGE_SUFFIXES, natural_key
 
 MODALITIES = ("visible", "infrared")  # index = the integer code
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
 _CAN_USE_EFFECTIVE_IDS = os.access in os.supports_effective_ids
 
 
@@ -105,13 +104,6 @@ class Reading:
             "skipped": sorted(self.skipped, key=natural_key),
             "warnings": list(self.warnings),
         }
-
-
-def natural_key(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
-    """Sort key under which `2.jpg` precedes `10.jpg`; names that differ only in zeros keep a fixed order."""
-    parts = re.split(r"(\d+)", name)
-    # int() reads every digit \d matches, other scripts' included
-    return tuple((1, int(p), "") if i % 2 else (0, 0, p.casefold()) for i, p in enumerate(parts)), name
 
 
 def list_folder(folder: Path) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
