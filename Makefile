@@ -1,4 +1,8 @@
 # make repro | test | lab | lint      Each first sets up what it needs: the locked versions, in .venv. A second call costs nothing.
+# make paper                          The real data sets: switches `study` in params.yaml to them (SETS=sysu for one), then repro.
+# make embedded                       Switches `study` in params.yaml back to the rendered sets; runs nothing.
+# make regdb-trials TRIALS=1-10       RegDB's trials as batch runs, one after the other; also TRIALS=3, TRIALS=1,4,7,
+#                                     DATASET=synth_regdb.
 # make lock                           Compile requirements.lock again from pyproject.toml (ARGS=--upgrade for newer versions).
 # Extra arguments go through ARGS:    make repro ARGS=--keep-going      make test ARGS="-m slow"      make test ARGS="-k losses"
 
@@ -19,7 +23,11 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(shell rm -f $(READY))
 endif
 
-.PHONY: setup repro test lab lint lock clean-venv
+SETS ?= sysu regdb
+TRIALS ?= 1-10
+DATASET ?= regdb
+
+.PHONY: setup repro paper embedded regdb-trials test lab lint lock clean-venv
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +38,18 @@ setup: $(READY)
 
 repro: setup
 	@$(BIN)/python -m dvc repro $(ARGS)
+
+# The raw data of all sets are looked at before the first hour of training is spent on one of them.
+paper: setup
+	@$(BIN)/python -m tools.profile paper $(SETS)
+	@$(BIN)/python -m dvc repro --keep-going $(foreach set,$(SETS),prepare_$(set)@$(set))
+	@$(BIN)/python -m dvc repro $(ARGS)
+
+embedded: setup
+	@$(BIN)/python -m tools.profile embedded
+
+regdb-trials: setup
+	@$(BIN)/python -m tools.trials "$(TRIALS)" --dataset $(DATASET) $(ARGS)
 
 # One thread for each of the parallel test processes: more threads than cores make every one of them slower.
 test: setup

@@ -1,4 +1,7 @@
-"""What the tables show, in sentences worked out from the records, and the README's generated section."""
+"""What the tables show, in sentences worked out from the records, and the README's generated section.
+
+For a real data set also what reproduced of the paper, and where the paper contradicts itself.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,17 @@ from pathlib import Path
 from danet_core.files import StudyError, atomic_write_text
 from danet_core.report import (
     ABLATION_SETTING,
-    PARTIAL_NOTE,
     SETTINGS,
     SYNTHETIC_NOTE,
+    Comparison,
     Results,
     VariantRow,
+    comparisons,
+    paper_table,
     score,
     seed_means,
-    table1,
-    table2,
 )
-from danet_core.tables import escape_markdown, signed
+from danet_core.tables import Score, escape_markdown, signed
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -55,13 +58,13 @@ def ablation_sentences(results: Results, baseline: str = "baseline") -> list[str
 
 
 def findings(results: Results) -> str:
-    """What the tables of a data set show and what did not reproduce, as a Markdown list.
+    """What the tables of a data set show and what did not reproduce, as Markdown lists.
 
     Every sentence is worked out from the records: the ablation, the Baseline's distance from chance and its last L_id,
-    the retrieval within a modality, Figure 1's claim, for a real data set the comparison with the paper, and gaps.
+    the retrieval within a modality, Figure 1's claim, gaps, and for a real data set `against_paper` and `paper_slips`.
     """
     lines = [SYNTHETIC_NOTE] if results.synthetic else []
-    lines += [PARTIAL_NOTE] if results.partial else []
+    lines += results.markers
     lines += ablation_sentences(results)
     lines += _baseline_sentences(results)
     shares = [(row.label, score(results, row.name, "figure1", "share", 100.0)) for row in results.variants]
@@ -70,10 +73,39 @@ def findings(results: Results) -> str:
             "Figure 1's claim (the other modality is farther than the nearest other identity) holds from both sides "
             f"for this share of the test identities: {claims}."
         )
-    lines += _paper_sentences(results)
     if results.missing:
         lines.append(f"Not run, so nothing is said of them: {', '.join(results.missing)}.")
-    return "\n".join(f"- {escape_markdown(line)}" for line in lines) + "\n"
+    parts = [("", lines)]
+    if not results.synthetic:
+        parts.append((f"{AGAINST_PAPER}\n\n{JUDGED_BY}\n\n", against_paper(results)))
+        parts.append((f"{SLIPS}\n\n", paper_slips(results)))
+    return "\n".join(top + "".join(f"- {escape_markdown(line)}\n" for line in found) for top, found in parts)
+
+
+def against_paper(results: Results) -> list[str]:
+    """What reproduced of the paper's scores and gains, what did not, and what cannot be judged and why.
+
+    Reproduced: the paper's figure lies within two standard deviations of our mean. The standard deviation is over
+    seeds; with one seed, over RegDB's splits, each of which has a model of its own. With neither (n = 1) nothing is
+    judged, nor is anything that was not run, or that was run under another protocol or on a part of the data.
+    """
+    verdicts = [_judge(results, one) for one in comparisons(results)] + _judged_gains(results)
+    lines = []
+    for verdict in dict.fromkeys(sorted((one[0] for one in verdicts), key=_VERDICTS.index)):
+        groups: dict[str, list[str]] = {}  # subject and reason, with its scores
+        for _, subject, text in (one for one in verdicts if one[0] == verdict):
+            groups.setdefault(subject, []).append(text)
+        if verdict == _NOT_RUN:
+            lines.append(f"{verdict}: {'; '.join(groups)}.")
+        else:
+            lines += [f"{verdict}: {subject}: {', '.join(texts)}." for subject, texts in groups.items()]
+    return lines
+
+
+def paper_slips(results: Results) -> list[str]:
+    """Where the paper contradicts itself or is silent, as far as it concerns this data set; figures from its tables."""
+    number, claim = (1, _sysu_claim) if results.layout == "sysu" else (2, _regdb_claim)
+    return [*claim(_printed(results, number)), *_SILENT]
 
 
 def write_findings(results: Results) -> Path:
@@ -173,14 +205,112 @@ def _baseline_sentences(results: Results, baseline: str = "baseline") -> list[st
     ]
 
 
-def _paper_sentences(results: Results) -> list[str]:
-    if results.synthetic:
+# -------------------- the paper
+
+
+AGAINST_PAPER = "**Against the paper**"
+SLIPS = "**Where the paper contradicts itself**"
+JUDGED_BY = (
+    "The paper states neither seeds nor a spread. A figure of its is called reproduced when it lies within two "
+    "standard deviations of our mean."
+)
+_REPRODUCED, _NOT_REPRODUCED = "Reproduced within two standard deviations", "Not reproduced"
+_UNJUDGED, _NOT_RUN = "Cannot be judged", "Cannot be judged, for it was not run"
+_VERDICTS = (_REPRODUCED, _NOT_REPRODUCED, _UNJUDGED, _NOT_RUN)
+_DIRECTIONS = {"infrared2visible": "thermal to visible", "visible2infrared": "visible to thermal"}
+_CLAIMED_MAP_GAIN = 5.04  # "Comparisons on SYSU-MM01", over cm-SSFT
+_SILENT = (
+    "Its total loss (Eq. 6) leaves out L_sid (Eq. 4), without which the classifiers C_v and C_r, whose agreement Eq. 5 "
+    "asks for, are never trained; here it is added with the weight `lambda_sid`.",
+    "Around Eq. 3 it says that features of different modalities are never pushed apart; as printed, Eq. 3 takes the "
+    "centre from the other modality and the negative from the anchor's, so it does just that. Here it is as printed; "
+    "`negatives: center` is the prose's reading.",
+    "It states no seed, number of runs, RegDB trial, rule for choosing the epoch, or pooling, and calls its own method "
+    "“MPANet” in its results and conclusion, which is a sibling paper's.",
+)
+
+Printed = dict[str, dict[str, float]]  # a table of the paper by method, then column; NaN for a dash
+Verdict = tuple[str, str, str]  # verdict, what is judged and by what, the scores
+
+
+def _judge(results: Results, one: Comparison) -> Verdict:
+    where = f"{one.variant.label}, {SETTINGS[results.layout][one.setting]}, against the paper's {one.method}"
+    return _verdict_on(results, where, one.metric, one.paper, one.ours)
+
+
+def _verdict_on(results: Results, where: str, metric: str, paper: float, ours: Score | None) -> Verdict:
+    if ours is None:
+        return _NOT_RUN, where, metric
+    difference = ours.mean - paper
+    if results.markers:
+        reason = "the protocol or the data are not the paper's, see above"
+    elif ours.std is None and ours.std_trials is None:
+        reason = "n = 1, so there is no standard deviation"
+    else:
+        reason = ""
+    if reason:
+        return _UNJUDGED, f"{where} ({reason})", f"{metric} {ours.mean:.2f} (paper {paper:.2f}, {signed(difference)})"
+    if ours.std is not None:
+        std, over = ours.std, f"n = {ours.n} seeds"
+    else:
+        assert ours.std_trials is not None
+        std, over = ours.std_trials, f"n = {ours.n_trials} splits, one seed"
+    verdict = _REPRODUCED if abs(difference) <= 2 * std else _NOT_REPRODUCED
+    text = f"{metric} {ours.mean:.2f} ± {std:.2f} (paper {paper:.2f}, {signed(difference)})"
+    return verdict, f"{where} ({over})", text
+
+
+def _judged_gains(results: Results, baseline: str = "baseline") -> list[Verdict]:
+    """The paper's gains over its Baseline (its Table 3, on SYSU-MM01) against ours, paired by seed."""
+    if results.synthetic or results.layout != "sysu":
         return []
-    table = table1(results) if results.layout == "sysu" else table2(results)
-    lines = []
-    for block in table.blocks:
-        for row in (row for row in block.rows if row.source == "difference" and row.cells[0]):
-            parts = [f"{c.header} {signed(x.mean)}" for c, x in zip(table.columns, row.cells, strict=True) if x]
-            words = SETTINGS[results.layout][block.setting]
-            lines.append(f"{words}: ours minus the paper's DANet, in points: {', '.join(parts)}.")
-    return lines
+    table, setting = _printed(results, 3), ABLATION_SETTING["sysu"]
+    labels = {row.name: row.label for row in results.variants if row.label in table}
+    verdicts = []
+    for variant in [name for name in labels if name != baseline and baseline in labels]:
+        where = f"gain of {labels[variant]} over {labels[baseline]} in points, {SETTINGS['sysu'][setting]}"
+        for metric, column, header in (("cmc1", "rank1", "Rank-1"), ("mAP", "mAP", "mAP")):
+            ours, theirs = (seed_means(results, name, setting, metric) for name in (variant, baseline))
+            gains = [100 * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs]
+            std = statistics.stdev(gains) if len(gains) > 1 else None
+            gain = Score(statistics.fmean(gains), len(gains), std) if gains else None
+            printed = table[labels[variant]][column] - table[labels[baseline]][column]
+            verdicts.append(_verdict_on(results, where, header, printed, gain))
+    return verdicts
+
+
+def _sysu_claim(table: Printed) -> list[str]:
+    cm_ssft = next(method for method in table if _short(method) == "cm-SSFT")
+    ours, best = table["DANet"]["all_single_mAP"], table[cm_ssft]["all_single_mAP"]
+    lines = [
+        f"Its text puts DANet {_CLAIMED_MAP_GAIN:.2f} points of mAP above cm-SSFT on SYSU-MM01; its Table 1 has "
+        f"{ours:.2f} and {best:.2f}, which is {signed(ours - best)}."
+    ]
+    better = _better_map(table, {f"{setting}_mAP": words for setting, words in SETTINGS["sysu"].items()})
+    return [*lines, f"Its text has DANet ahead of all others by large margins; in its Table 1, {better}."]
+
+
+def _regdb_claim(table: Printed) -> list[str]:
+    better = _better_map(table, {f"{direction}_mAP": words for direction, words in _DIRECTIONS.items()})
+    return [f"Its text has DANet consistently ahead of all others on RegDB; in its Table 2, {better}."]
+
+
+def _better_map(table: Printed, columns: dict[str, str]) -> str:
+    """Which printed mAP are above DANet's, in words."""
+    found = [
+        f"{_short(method)}'s {row[column]:.2f} against its {table['DANet'][column]:.2f} ({words})"
+        for column, words in columns.items()
+        for method, row in table.items()
+        if row[column] > table["DANet"][column]
+    ]
+    return f"its mAP is below that of others: {', '.join(found)}" if found else "no method has a higher mAP"
+
+
+def _printed(results: Results, number: int) -> Printed:
+    table = paper_table(number, results.root / "results" / "paper")
+    return {str(method): {str(key): float(value) for key, value in row.items()} for method, row in table.iterrows()}
+
+
+def _short(method: str) -> str:
+    """A method's name without its citation."""
+    return method.partition(" (")[0]

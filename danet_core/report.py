@@ -40,6 +40,11 @@ SYNTHETIC_NOTE = "Synthetic: rendered pedestrians, not comparable with the paper
 PARTIAL_NOTE = (
     "Partial: only a part of the data set was prepared (`--allow-partial`), so these are not the benchmark's figures."
 )
+RANDOM_SEED_NOTE = (
+    "Galleries drawn with `random.seed(trial)`, single-shot only, not by `rand_perm_cam.mat`: not comparable with "
+    "scores over the published galleries."
+)
+RERANK_NOTE = "Re-ranked by k-reciprocal neighbours ({}): not comparable with scores without re-ranking."
 
 # fmt: off
 _REQUIRED = ("dataset", "title", "layout", "synthetic", "partial", "variant", "label", "trial", "seed", "split",
@@ -88,6 +93,22 @@ class Results:
     @property
     def partial(self) -> bool:
         return any(record["partial"] for record in self.records.values())
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """Sentences on what sets these records apart from the benchmark's plain protocol; none as a rule.
+
+        A part of the data set, SYSU-MM01's other gallery convention (a setting has `galleries: random_seed`), and
+        re-ranking (a setting has `rerank`, a mapping of its parameters).
+        """
+        notes = [PARTIAL_NOTE] if self.partial else []
+        settings = [one for record in self.records.values() for one in record["settings"].values()]
+        if any(_random_galleries(one) for one in settings):
+            notes.append(RANDOM_SEED_NOTE)
+        # dict.fromkeys: a set that keeps its order
+        for rerank in dict.fromkeys(_rerank_words(one["rerank"]) for one in settings if one.get("rerank")):
+            notes.append(RERANK_NOTE.format(rerank))
+        return tuple(notes)
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -208,6 +229,9 @@ def check_comparable(records: Mapping[str, Record]) -> None:
         leaves |= {f"provenance.{key}": record["provenance"][key] for key in ("data_sha256", "weights_sha256")}
         leaves |= {key: record[key] for key in ("split", "partial")}
         leaves |= {f"galleries of {key}": len(found["per_trial"]) for key, found in record["settings"].items()}
+        for setting, found in record["settings"].items():
+            for key in ("galleries", "rerank"):
+                leaves |= dict(_leaves(found[key], f"{setting}.{key}")) if found.get(key) else {}
         own = {key: value for key, value in leaves.items() if key not in _FREE}
         shared = {key: value for key, value in own.items() if not key.startswith("config.variant")}
         for group, found in (("", shared), (record["variant"], own)):
@@ -219,6 +243,14 @@ def check_comparable(records: Mapping[str, Record]) -> None:
                         f"runs {reference} and {name} differ in {key} ({_short(a)} against {_short(b)}), so no table "
                         "can hold both; run `dvc repro` to make all runs from the same params.yaml and data"
                     )
+
+
+def _random_galleries(setting: Record) -> bool:
+    return setting.get("galleries") == "random_seed"
+
+
+def _rerank_words(rerank: Any) -> str:
+    return ", ".join(f"{key} {value}" for key, value in rerank.items()) if isinstance(rerank, dict) else str(rerank)
 
 
 def _leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -307,6 +339,12 @@ def _values(results: Results, variant: str, setting: str, metric: str) -> dict[i
     values: dict[int, list[float]] = {}
     for name, record in _used(results, variant).items():
         found = [value for where, what, value in _metrics(record) if (where, what) == (setting, metric)]
+        if (
+            not found
+            and setting in SETTINGS[results.layout]
+            and any(map(_random_galleries, record["settings"].values()))
+        ):
+            return {}  # that convention knows no multi-shot search
         if not found:
             raise StudyError(f"the record of run {name} has no {metric} for {setting}; remove it and run `dvc repro`")
         values.setdefault(record["seed"], []).append(found[0])
@@ -421,14 +459,52 @@ def _block(results: Results, number: int | None, setting: str, heading: str, col
         n, listed = len(complete_seeds(results, variant.name)), len(results.seeds)
         label = f"ours: {variant.label}" if paper else variant.label
         ours.append(Row("ours", variant.name, label, cells, str(n) if n == listed else f"{n} of {listed}"))
-        # Its counterpart: the paper's row of the same name, its DANet for the variant that has both modules.
-        both = variant.modules == ("cc", "ml") and variant.epochs_factor == 1
-        for row in [one for one in paper if one.variant == variant.label or (both and one.variant == "DANet")][:1]:
+        row = _counterpart(variant, paper)
+        if row is not None:
             pairs = zip(cells, row.cells, strict=True)
             minus = tuple(Score(a.mean - b.mean) if a and b else None for a, b in pairs)
             label = f"difference: {variant.label} − paper's {row.variant}"
             differences.append(Row("difference", variant.name, label, minus, "–"))
     return Block(setting, heading, (*paper, *ours, *differences))
+
+
+def _counterpart(variant: VariantRow, paper: Sequence[Row]) -> Row | None:
+    """The paper's row of the variant's name, or its DANet for the variant that has both modules."""
+    both = variant.modules == ("cc", "ml") and variant.epochs_factor == 1
+    for row in paper:
+        if row.variant == variant.label or (both and row.variant == "DANet"):
+            return row
+    return None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A score the paper printed (percent, of its row `method`) with ours, None where not run."""
+
+    setting: str
+    variant: VariantRow
+    method: str
+    metric: str
+    paper: float
+    ours: Score | None
+
+
+def comparisons(results: Results) -> list[Comparison]:
+    """Every printed score of the paper's DANet and of its ablation that has a counterpart among the listed variants.
+
+    In the order of the tables; a score that stands in Table 1 and in Table 3 comes once. Empty for a rendered data set.
+    """
+    found: dict[tuple[str, str, str], Comparison] = {}
+    for table in reversed(tables(results)):
+        for block in table.blocks:
+            rows = {source: [row for row in block.rows if row.source == source] for source in ("paper", "ours")}
+            for variant, ours in zip(results.variants, rows["ours"], strict=True):
+                printed = _counterpart(variant, rows["paper"])
+                for column, a, b in zip(table.columns, ours.cells, printed.cells if printed else (), strict=False):
+                    if printed and b:
+                        one = Comparison(block.setting, variant, printed.variant, column.header, b.mean, a)
+                        found.setdefault((block.setting, variant.name, column.key), one)
+    return list(found.values())
 
 
 def _paper_rows(results: Results, number: int, setting: str, columns: Sequence[Column]) -> list[Row]:
@@ -437,21 +513,23 @@ def _paper_rows(results: Results, number: int, setting: str, columns: Sequence[C
     for method, printed in paper_table(number, results.root / "results" / "paper").iterrows():
         values = [float(printed.get(f"{prefix}{column.key}", math.nan)) for column in columns]
         cells = tuple(None if math.isnan(value) else Score(value) for value in values)
-        if any(cells):  # a method without any figure in this setting has no row in it
-            rows.append(Row("paper", str(method), f"paper: {method}", cells, "not stated"))
+        rows.append(Row("paper", str(method), f"paper: {method}", cells, "not stated"))
     return rows
 
 
 def _table(results: Results, number: int, caption: str, columns: Columns, blocks: Sequence[Block]) -> Table:
     said = [caption, "Scores are percent.", _spread_note(results)]
     if any(row.source == "paper" for block in blocks for row in block.rows):
-        said.append("Rows marked paper are the printed ones; difference is ours minus the paper's, in points.")
+        said.append(
+            "Rows marked paper are the printed ones (–: not printed there); difference is ours minus the paper's, in "
+            "points."
+        )
     if results.missing:
         said.append(f"{len(results.missing)} of {len(results.runs)} listed runs: {NOT_RUN}.")
     splits = sorted({record["split"] for record in results.records.values()} - {"test"})
     said += [f"Evaluated on the {split} split." for split in splits]
     said += [SYNTHETIC_NOTE] if results.synthetic else []
-    said += [PARTIAL_NOTE] if results.partial else []
+    said += results.markers
     made_of = _provenance(results)
     text = " ".join(said)
     return Table(f"table{number}", text, tuple(columns), tuple(blocks), *made_of, results.dataset, results.synthetic)
@@ -462,7 +540,14 @@ def _spread_note(results: Results) -> str:
     n = f"n = {_range(counts)} seed{'' if max(counts) == min(counts) == 1 else 's'}"
     splits = f"{len(results.trials)} train and test splits"
     over = ["seeds"] * (max(counts) > 1) + [splits] * (max(counts) > 0 and len(results.trials) > 1)
-    return f"Mean ± standard deviation over {' / over '.join(over)}; {n}." if over else f"{n}: no standard deviation."
+    used = [record for variant in results.variants for record in _used(results, variant.name).values()]
+    draws = [len(one["per_trial"]) for record in used for one in record["settings"].values()]
+    if not results.synthetic and max(draws, default=1) > 1:
+        over.append(f"{_range(draws)} random galleries")
+    if not over:
+        return f"{n}: no standard deviation."
+    none = "" if "seeds" in over or results.synthetic else ", so none over seeds"
+    return f"Mean ± standard deviation over {' / over '.join(over)}; {n}{none}."
 
 
 def _provenance(results: Results) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -130,13 +130,22 @@ class Table:
         return ["Variant", *(column.header for column in self.columns), "Seeds"]
 
     def _texts(self, row: Row) -> list[str]:
-        """What a row shows. Whether any cell of the table has a spread over seeds or trials decides how all look."""
+        """What a row shows. Which spreads any cell of the table has decides how all look."""
+        return [row.label, *(_cell_text(cell, row.source, self.spreads) for cell in row.cells), row.seeds]
+
+    @property
+    def spreads(self) -> tuple[str, ...]:
+        """The kinds of standard deviation that are printed, in their order behind the ±; the CSV has them all.
+
+        Over random galleries it is printed beside the paper's figures only: on the embedded set it would be read as
+        the spread between runs, which it is not.
+        """
         cells = [cell for block in self.blocks for one in block.rows for cell in one.cells if cell]
-        seeds, trials = (any(getattr(cell, key) is not None for cell in cells) for key in ("std", "std_trials"))
-        return [row.label, *(_cell_text(cell, row.source, seeds, trials) for cell in row.cells), row.seeds]
+        kinds = ("std", "std_trials") if self.synthetic else ("std", "std_trials", "std_galleries")
+        return tuple(kind for kind in kinds if any(getattr(cell, kind) is not None for cell in cells))
 
 
-def _cell_text(cell: Score | None, source: str, seeds: bool, trials: bool) -> str:
+def _cell_text(cell: Score | None, source: str, spreads: tuple[str, ...]) -> str:
     if cell is None:
         return NOT_RUN if source == "ours" else "–"
     if source == "difference":
@@ -144,11 +153,10 @@ def _cell_text(cell: Score | None, source: str, seeds: bool, trials: bool) -> st
     text = f"{cell.mean:.2f}"
     if source == "paper":
         return text
-    std, std_trials = ("–" if one is None else f"{one:.2f}" for one in (cell.std, cell.std_trials))
-    if seeds and trials:
-        return f"{text} ± {std} / {std_trials}"
-    spread = std if seeds else std_trials
-    return text if spread == "–" else f"{text} ± {spread}"
+    values = [getattr(cell, kind) for kind in spreads]
+    if all(value is None for value in values):
+        return text
+    return f"{text} ± {' / '.join('–' if value is None else f'{value:.2f}' for value in values)}"
 
 
 def signed(value: float) -> str:

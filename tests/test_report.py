@@ -292,6 +292,91 @@ def test_a_partial_data_set_is_named_in_every_caption(root: Path) -> None:
         assert report.PARTIAL_NOTE in table.caption
 
 
+def random_seed_galleries(record: dict[str, Any]) -> None:
+    """The record as the other gallery convention leaves it: single-shot searches only, each marked."""
+    record["settings"] = {key: value for key, value in record["settings"].items() if key.endswith("single")}
+    for setting in record["settings"].values():
+        setting["galleries"] = "random_seed"
+
+
+def rerank(record: dict[str, Any]) -> None:
+    for setting in record["settings"].values():
+        setting["rerank"] = {"k1": 20, "k2": 6, "lambda": 0.3}
+
+
+def test_other_galleries_and_re_ranking_are_named_in_every_caption_and_nowhere_else(root: Path) -> None:
+    write_records(root, "sysu", study())
+    plain = report.load_results(study(), "sysu", root)
+    assert plain.markers == ()
+    for path in (root / "results" / "sysu" / "metrics").glob("*.json"):
+        edit(path, random_seed_galleries)
+        edit(path, rerank)
+    results = report.load_results(study(), "sysu", root)
+    for before, table in zip(report.tables(plain), report.tables(results), strict=True):
+        assert "`random.seed(trial)`" in table.caption and "`random.seed(trial)`" not in before.caption
+        assert "k-reciprocal neighbours (k1 20, k2 6, lambda 0.3)" in table.caption and "k1" not in before.caption
+    table1 = report.table1(results)
+    shown = {block.setting: block.rows[13].cells[0] for block in table1.blocks}
+    assert shown["all_multi"] is None and shown["indoor_multi"] is None  # not run, and no number of the paper's
+    assert shown["all_single"] is not None and shown["all_single"].mean == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize("change", [random_seed_galleries, rerank], ids=["galleries", "rerank"])
+def test_a_table_refuses_to_mix_gallery_conventions_or_re_ranking(
+    root: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    write_records(root, "sysu", study())
+    edit(metrics(root, "sysu", "b_cc-t1-s0"), change)
+    with pytest.raises(StudyError, match=r"baseline-t1-s0 and b_cc-t1-s0 differ in \S*(galleries|rerank)"):
+        report.load_results(study(), "sysu", root)
+
+
+def test_a_setting_that_is_missing_without_that_convention_is_a_damaged_record(root: Path) -> None:
+    write_records(root, "sysu", study())
+    for path in (root / "results" / "sysu" / "metrics").glob("*.json"):
+        edit(path, lambda record: record["settings"].pop("all_multi"))
+    with pytest.raises(StudyError, match="has no cmc1 for all_multi"):
+        report.table1(report.load_results(study(), "sysu", root))
+
+
+def test_real_tables_print_the_spread_over_seeds_and_over_galleries_apart(root: Path) -> None:
+    chosen = study(seeds=(0, 1, 2))
+    write_records(root, "sysu", chosen, skip=("b_ml-t1-s1", "b_ml-t1-s2"))
+    results = report.load_results(chosen, "sysu", root)
+    table = report.table3(results)
+    # The fixture draws ten galleries 0.2 points apart: their sample standard deviation is 0.2 * sqrt(110 / 12).
+    assert cells(table.markdown(), "ours: B + CC")[0] == f"28.80 ± 1.00 / {0.2 * (110 / 12) ** 0.5:.2f}"
+    assert cells(table.markdown(), "ours: B + ML")[0] == f"16.90 ± – / {0.2 * (110 / 12) ** 0.5:.2f}"
+    assert cells(table.markdown(), "ours: B + CC")[5] == "99.31 ± 0.00 / –"  # within a modality nothing is drawn
+    assert "± standard deviation over seeds / over 10 random galleries; n = 1 to 3 seeds." in table.caption
+
+
+def test_a_real_table_of_one_seed_says_that_its_spread_is_not_over_seeds(root: Path) -> None:
+    write_records(root, "sysu", study())
+    table = report.table1(report.load_results(study(), "sysu", root))
+    assert "± standard deviation over 10 random galleries; n = 1 seed, so none over seeds." in table.caption
+    assert cells(table.markdown(), "ours: B + CC")[0] == "27.80 ± 0.61"
+
+
+def test_each_block_of_a_real_table_holds_every_row_of_the_papers(root: Path) -> None:
+    table = report.table1(report.load_results(study(), "sysu", root))
+    methods = list(report.paper_table(1, root / "results" / "paper").index)
+    for block in table.blocks:
+        assert [row.variant for row in block.rows if row.source == "paper"] == methods
+        assert all(cell is None for row in block.rows if row.source != "paper" for cell in row.cells)
+
+
+def test_what_is_compared_with_the_paper_is_each_of_its_scores_once(root: Path) -> None:
+    write_records(root, "sysu", study())
+    found = report.comparisons(report.load_results(study(), "sysu", root))
+    keys = [(one.setting, one.variant.name, one.metric) for one in found]
+    assert len(keys) == len(set(keys)) == 4 * 4 + 3 * 4  # DANet in four searches, three further rows of Table 3
+    cc = {one.metric: (one.paper, one.ours) for one in found if one.variant.name == "b_cc"}
+    assert cc["mAP"][0] == 57.78
+    assert cc["Rank-1"][1] is not None and cc["Rank-1"][1].mean == pytest.approx(27.8)
+    assert report.comparisons(report.load_results(study(), "synth_sysu", root)) == []
+
+
 def test_real_tables_put_the_papers_rows_above_ours_and_the_difference_below(root: Path) -> None:
     write_records(root, "sysu", study())
     ablation, table1 = report.tables(report.load_results(study(), "sysu", root))
@@ -310,7 +395,8 @@ def test_the_papers_regdb_directions_are_matched_by_query(root: Path) -> None:
     ablation, table2 = report.tables(report.load_results(study(), "regdb", root))
     thermal = {row.variant: row.cells for row in table2.blocks[0].rows if row.source == "paper"}
     assert thermal["DANet"][0] == Score(78.3)  # infrared2visible, not visible2infrared's 79.4
-    assert "D2RL (Wang et al. 2019b)" not in thermal  # a method without a figure in this direction
+    assert thermal["D2RL (Wang et al. 2019b)"] == (None,) * 6  # dashes in this direction, as in the paper
+    assert [len([row for row in block.rows if row.source == "paper"]) for block in table2.blocks] == [9, 9]
     assert {row.source for row in ablation.blocks[0].rows} == {"ours"}  # the paper's ablation is on SYSU-MM01 only
 
 

@@ -1,0 +1,133 @@
+"""Switching params.yaml between the embedded sets and the paper's, and what `make paper` then does."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from test_pipeline import copy_project, shell
+
+from danet_core.config import load_study
+from danet_core.files import StudyError
+from tools import profile
+
+ROOT = Path(__file__).parent.parent
+PARAMS = (ROOT / "params.yaml").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Path:
+    """A copy of the project's params.yaml, with the embedded sets switched on."""
+    path = tmp_path / "params.yaml"
+    path.write_text(PARAMS, encoding="utf-8")
+    profile.main(["embedded"], tmp_path)
+    return path
+
+
+def test_the_paper_profile_is_sysu_mm01_and_regdb_with_its_ten_trials(params: Path) -> None:
+    assert profile.main(["paper"], params.parent) == 0
+    study = load_study(params).study
+    assert (study.sysu, study.regdb, study.trials) == (("sysu",), ("regdb",), tuple(range(1, 11)))
+
+
+def test_one_of_the_two_sets_may_be_switched_on_alone(params: Path) -> None:
+    assert profile.main(["paper", "regdb"], params.parent) == 0
+    assert load_study(params).study.datasets == ("regdb",)
+
+
+def test_switching_changes_three_lines_and_switching_back_gives_the_same_bytes(params: Path) -> None:
+    before = params.read_bytes()
+    profile.main(["paper"], params.parent)
+    old, new = before.decode().splitlines(), params.read_text(encoding="utf-8").splitlines()
+    changed = [(a, b) for a, b in zip(old, new, strict=True) if a != b]
+    assert [b.split(":")[0].strip() for _, b in changed] == ["sysu", "regdb", "trials"]
+    assert [a.partition("#")[2] for a, _ in changed] == [b.partition("#")[2] for _, b in changed]
+    profile.main(["embedded"], params.parent)
+    assert params.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "study",
+    [
+        "study:\n  sysu:\n  - synth_sysu\n  regdb:\n    - synth_regdb   # a comment\n  trials:\n  - 1\n  - 2\n",
+        "study: {sysu: [synth_sysu], regdb: [], trials: [1]}\n",
+        'study:\n  trials: [1,\n    2]  # two\n  "regdb": []\n  sysu: [ synth_sysu ]\n',
+        "study:\r\n  sysu: [synth_sysu]   # one\r\n  regdb: []\r\n  trials: [1]\r\n",
+    ],
+    ids=["dashes", "one line", "two lines", "CRLF"],
+)
+def test_lists_may_be_written_in_any_way_that_yaml_knows(study: str) -> None:
+    text = f"# trials: [1]\n{study}other: {{trials: [1], sysu: [x]}}  # sysu: [y]\n"
+    new = profile.switched(text, profile.profile("paper"))
+    assert yaml.safe_load(new)["study"] == {"sysu": ["sysu"], "regdb": ["regdb"], "trials": list(range(1, 11))}
+    assert yaml.safe_load(new)["other"] == yaml.safe_load(text)["other"]
+    assert new.startswith("# trials: [1]\n") and new.endswith("# sysu: [y]\n")
+    assert new.count("#") == text.count("#") and new.count("\r") == text.count("\r")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("study: {sysu: [], regdb: []}\n", "has no list `trials` in its block `study`"),
+        ("study: {sysu: [], regdb: x, trials: [1]}\n", "has no list `regdb`"),
+        ("other: 1\n", "has no list `sysu`"),
+        ("study: [\n", "is not valid YAML"),
+    ],
+)
+def test_a_file_without_these_lists_is_refused(text: str, message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        profile.switched(text, profile.profile("paper"))
+
+
+def test_a_params_file_that_the_study_cannot_read_is_left_as_it_is(
+    params: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = params.read_text(encoding="utf-8").replace("\n  variants:", "\n  sedes: [1]\n  variants:", 1)
+    params.write_text(broken, encoding="utf-8")
+    assert profile.main(["paper"], params.parent) == 1
+    assert "sedes" in capsys.readouterr().err
+    assert params.read_text(encoding="utf-8") == broken
+    assert [path.name for path in params.parent.iterdir()] == ["params.yaml"]
+
+
+def test_it_says_what_it_wrote_and_the_way_back(params: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile.main(["paper", "sysu"], params.parent)
+    said = capsys.readouterr().out
+    assert "now has `sysu: [sysu]`, `regdb: []`, `trials: [1, 2, 3" in said and "tools.profile embedded" in said
+    profile.main(["paper", "sysu"], params.parent)
+    assert "has already" in capsys.readouterr().out
+    for wrong in (["paper", "synth_sysu"], ["embedded", "sysu"], ["real"]):
+        with pytest.raises(SystemExit):
+            profile.main(wrong, params.parent)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_paper_switches_looks_at_the_raw_data_and_then_runs_everything(tmp_path: Path) -> None:
+    shutil.copyfile(ROOT / "Makefile", tmp_path / "Makefile")
+    command = ["make", "--dry-run", "--old-file=.venv/.ready", "paper", "SETS=regdb", "ARGS=--keep-going"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [line.partition("-m ")[2] for line in done.stdout.splitlines()[-3:]] == [
+        "tools.profile paper regdb",
+        "dvc repro --keep-going prepare_regdb@regdb",
+        "dvc repro --keep-going",
+    ]
+
+
+def test_absent_real_sets_are_both_named_with_folder_licence_and_tree_before_anything_else_runs(tmp_path: Path) -> None:
+    project = copy_project(tmp_path / "danet")
+    shell(project, sys.executable, "-m", "tools.profile", "paper")
+    targets = [f"prepare_{name}@{name}" for name in profile.REAL]
+    done = shell(project, sys.executable, "-m", "dvc", "repro", "--keep-going", *targets, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    for words in ("data/raw/SYSU-MM01", "wuancong/SYSU-MM01", "cam1..cam6", "SYSU_MM01_ROOT"):
+        assert words in said
+    for words in ("data/raw/RegDB", "Dongguk", "idx/{train,test}", "REGDB_ROOT"):
+        assert words in said
+    assert not (project / "data/prepared").exists() or not list((project / "data/prepared").glob("*/manifest.csv"))
+    shell(project, sys.executable, "-m", "tools.profile", "embedded")
+    assert load_study(project / "params.yaml").study.datasets == ("synth_sysu", "synth_regdb")

@@ -1,0 +1,171 @@
+"""Some of RegDB's trials as batch runs, one after the other.
+
+    python -m tools.trials 1-10               ten trials; also 3 or 1,4,7 or 1-3,8
+    python -m tools.trials 1-2 --dataset synth_regdb
+
+A trial is all listed variants and seeds, trained and scored on that split. What is executed are the pipeline's own
+stages with their own commands (dvc.yaml defines them once, `dvc repro` starts them, each a papermill run): trials that
+are done already cost nothing, an interrupted one goes on from its checkpoint, and `dvc status` is clean at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+import yaml
+
+from danet_core.config import Study, load_study
+from danet_core.files import StudyError
+from tools import ROOT
+
+STAGE = "evaluate_regdb"  # the last stage of a run; DVC makes what it depends on first
+HIGHEST = 10  # RegDB comes with ten splits
+
+
+def parse_trials(text: str) -> tuple[int, ...]:
+    """Trials in ascending order from `1-10`, `3`, `1,4,7` or `1-3,8`. Raises StudyError for anything else."""
+    trials: set[int] = set()
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        if not 1 <= first <= last <= HIGHEST:
+            raise StudyError(
+                f"{text!r} names no trials: expected numbers from 1 to {HIGHEST} such as 1-10, 3 or 1,4,7, "
+                f"found {part!r}"
+            )
+        trials |= set(range(first, last + 1))
+    return tuple(sorted(trials))
+
+
+def describe(trials: Sequence[int]) -> str:
+    """`trial 3`, `trials 1 to 10`, `trials 1, 4, 7`."""
+    if len(trials) == 1:
+        return f"trial {trials[0]}"
+    whole = list(trials) == list(range(trials[0], trials[-1] + 1)) and len(trials) > 2
+    return f"trials {trials[0]} to {trials[-1]}" if whole else f"trials {', '.join(map(str, trials))}"
+
+
+def check_listed(study: Study, dataset: str, trials: Sequence[int]) -> None:
+    """Refuse a data set that `study` in params.yaml does not run, or trials that it does not list, with the remedy."""
+    layout = study.dataset(dataset).layout
+    if layout != "regdb":
+        raise StudyError(f"{dataset} has layout {layout}, which has one split; trials are those of layout regdb")
+    switches = study.study
+    if dataset not in switches.regdb:
+        raise StudyError(
+            f"params.yaml: study.regdb is {list(switches.regdb)}, without {dataset}; add it there"
+            + (" (or call `python -m tools.profile paper`)" if dataset == "regdb" else "")
+        )
+    missing = [trial for trial in trials if trial not in switches.trials]
+    if missing:
+        wanted = sorted({*switches.trials, *trials})
+        raise StudyError(
+            f"params.yaml: study.trials is {list(switches.trials)}, without {describe(missing)}; set "
+            f"`trials: {wanted}` in its block `study`, then call this again"
+        )
+
+
+def stages(root: Path, study: Study, dataset: str, trial: int) -> list[str]:
+    """Names, as DVC resolves them, of the stages that finish the runs of one trial, in the tables' order."""
+    matrix = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"][STAGE]["matrix"]
+    names = []
+    for variant in study.study.variants:
+        for seed in study.study.seeds:
+            item = {"dataset": dataset, "trial": trial, "variant": variant, "seed": seed}
+            names.append(f"{STAGE}@{'-'.join(str(item[key]) for key in matrix)}")
+    return names
+
+
+@contextlib.contextmanager
+def _stop_together() -> Iterator[None]:
+    """Let a signal end this process as an exception, so that the command it waits for is ended too."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), leave) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+def dvc(root: Path, *arguments: str) -> int:
+    """Run a DVC command of this environment in the project's folder and return its exit status."""
+    with _stop_together(), subprocess.Popen([sys.executable, "-m", "dvc", *arguments], cwd=root) as child:
+        try:
+            return child.wait()
+        except BaseException:
+            child.terminate()  # the notebook's runner notices that its DVC is gone, and takes its kernel with it
+            raise
+
+
+def stale(root: Path, names: Sequence[str]) -> list[str]:
+    """Which stages, of these and of what they depend on, DVC calls out of date."""
+    command = [sys.executable, "-m", "dvc", "status", "--json", "--with-deps", *names]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise StudyError(f"`dvc status` ended with {done.returncode}: {done.stderr.strip()}")
+    return sorted(json.loads(done.stdout or "{}"))
+
+
+def run(study: Study, dataset: str, trials: Sequence[int], root: Path = ROOT, *, keep_going: bool = False) -> int:
+    """Bring the runs of these trials up to date, trial after trial; the exit status.
+
+    Stops at the first trial that fails, or with `keep_going` goes on and fails at the end. Raises StudyError before
+    anything starts, see `check_listed`, and when stages are out of date at the end.
+    """
+    check_listed(study, dataset, trials)
+    by_trial = {trial: stages(root, study, dataset, trial) for trial in trials}
+    options = ["--keep-going"] * keep_going
+    failed = []
+    for number, (trial, names) in enumerate(by_trial.items(), 1):
+        print(f"{dataset}, trial {trial} ({number} of {len(trials)}), {len(names)} runs", flush=True)
+        status = dvc(root, "repro", *options, *names)
+        if status:
+            failed.append(trial)
+            if not keep_going:
+                break
+    if failed:
+        print(f"error: {dataset}, {describe(failed)} failed, see above; a second call goes on there", file=sys.stderr)
+        return 1
+    everything = [name for names in by_trial.values() for name in names]
+    if found := stale(root, everything):
+        raise StudyError(f"after the runs DVC calls these stages out of date: {', '.join(found)}; call this again")
+    left = [trial for trial in study.study.trials if trial not in trials]
+    rest = f"{describe(left)}, which params.yaml lists too, and then the tables" if left else "the tables"
+    print(f"{dataset}, {describe(trials)}: all {len(everything)} runs are up to date; `dvc repro` makes {rest}")
+    return 0
+
+
+def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tools.trials", description="Run some of RegDB's trials.")
+    parser.add_argument("trials", help="1-10, 3 or 1,4,7")
+    parser.add_argument("--dataset", default="regdb", help="regdb (default) or synth_regdb")
+    parser.add_argument("--keep-going", action="store_true", help="go on with the next trial when one fails")
+    options = parser.parse_args(arguments)
+    try:
+        study, trials = load_study(root / "params.yaml"), parse_trials(options.trials)
+        return run(study, options.dataset, trials, root, keep_going=options.keep_going)
+    except StudyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; a second call goes on where this one was", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
