@@ -75,7 +75,13 @@ def recorded_config(record: Any, path: Path) -> RunConfig:
     """The configuration a run was made with, from its record alone, as strictly checked as params.yaml is."""
     try:
         config, label = record["config"], record["label"]
-        dataset = {"title": config["dataset"]["name"], "root": "", "render": None, **config["dataset"]}
+        dataset = {
+            "title": config["dataset"]["name"],
+            "root": "",
+            "render": None,
+            "allow_partial": False,
+            **config["dataset"],
+        }
         variant = {"label": label, **{key: value for key, value in config["variant"].items() if key != "name"}}
         return RunConfig(
             build_strictly(Dataset, dataset, f"{path}: dataset"),
@@ -83,7 +89,7 @@ def recorded_config(record: Any, path: Path) -> RunConfig:
             build_strictly(Variant, variant, f"{path}: variant"),
             config["trial"],
             config["seed"],
-            Evaluation(trials=1, ranks=20, batch_size=_BATCH),
+            Evaluation(trials=1, ranks=20, batch_size=_BATCH, galleries="rand_perm", rerank=None),
         )
     except ConfigError as error:
         raise StudyError(f"{error}; the run is of another version of the study: train it again, `dvc repro`") from None

@@ -27,11 +27,8 @@ IMAGENET_FILE = "resnet50-0676ba61.pth"
 IMAGENET_SHA256 = "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a"
 # What the pretrained weights come from besides their numbers; a change in any of it pretrains anew.
 _CODE = (
-    *(
-        f"data_prep/{name}.py"
-        for name in ("synthetic", "people", "figure", "pedestrian", "scenery", "images", "weights")
-    ),
-    *(f"danet_core/{name}.py" for name in ("augment", "backbone", "model", "repro")),
+    *(f"data_prep/{name}.py" for name in ("synthetic", "people", "figure", "pedestrian", "scenery", "weights")),
+    *(f"danet_core/{name}.py" for name in ("augment", "backbone", "images", "model", "repro")),
 )
 PRETRAINING_ROOT = Path("data/raw/synth_pretrain")
 
