@@ -344,11 +344,13 @@ def test_drawing_twice_gives_the_same_pixels_whatever_was_drawn_between(seed: in
     assert first.shape == (96, 48, 3) and first.dtype == np.uint8
 
 
-def test_reflectance_is_independent_of_colour() -> None:
+def test_reflectance_follows_brightness_in_part_and_no_hue() -> None:
     people = [sample_identity(np.random.default_rng(k)) for k in range(400)]
-    brightness = [np.mean(p.colours[3]) for p in people]
-    reflectance = [p.reflectance[3] for p in people]
-    assert abs(np.corrcoef(brightness, reflectance)[0, 1]) < 0.15
+    colours, reflectance = np.array([p.colours[3] for p in people]), np.array([p.reflectance[3] for p in people])
+    brightness, hue = colours @ (0.299, 0.587, 0.114), colours[:, 0] - colours[:, 2]
+    assert 0.4 < np.corrcoef(brightness, reflectance)[0, 1] < 0.95
+    rest = reflectance - np.polyval(np.polyfit(brightness, reflectance, 1), brightness)
+    assert abs(np.corrcoef(hue, rest)[0, 1]) < 0.15
 
 
 @pytest.mark.parametrize(
