@@ -10,6 +10,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import scipy.stats
+
 from danet_core.files import StudyError, atomic_write_text
 from danet_core.report import (
     ABLATION_SETTING,
@@ -31,9 +33,8 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 def ablation_sentence(results: Results, variant: str, baseline: str = "baseline") -> str:
     """Say whether a variant raised Rank-1 and mAP over the Baseline on this data set, with the number of seeds.
 
-    The difference is taken seed by seed (mean over the trials). One seed: a change of at most two points in both scores
-    is said to be too small to tell. Several: a mean difference within two standard errors is said to be within the
-    seeds' spread. Raises StudyError for a variant that the study does not list.
+    The difference is taken seed by seed (mean over the trials). One seed gives no verdict; several give one where the
+    95 % intervals (Student's t) of both differences lie off zero. Raises StudyError for a variant that is not listed.
     """
     row, reference = _variant(results, variant), _variant(results, baseline)
     subject = f"On {results.dataset}, {_subject(row)}"
@@ -170,16 +171,17 @@ def _change(name: str, values: Sequence[float]) -> str:
 
 
 def _verdict(changes: Sequence[Sequence[float]]) -> str:
+    """A verdict over seeds, paired: 95 % intervals of Student's t around both mean changes; none from one seed."""
+    n = len(changes[0])
+    if n == 1:
+        return "one seed, so no verdict"
     means = [statistics.fmean(values) for values in changes]
-    if len(changes[0]) == 1:
-        if max(abs(mean) for mean in means) <= 2:
-            return "one seed cannot tell a change this small from noise"
-    elif any(abs(m) <= 2 * statistics.stdev(v) / math.sqrt(len(v)) for m, v in zip(means, changes, strict=True)):
-        return "not settled, for at least one of the two is within the spread over seeds"
-    only = ", as far as one seed can tell" if len(changes[0]) == 1 else ""
+    reach = float(scipy.stats.t.ppf(0.975, n - 1)) / math.sqrt(n)
+    if any(abs(mean) <= reach * statistics.stdev(v) for mean, v in zip(means, changes, strict=True)):
+        return "not settled, for the 95 % interval over seeds of at least one of the two holds no change at all"
     if min(means) > 0:
-        return f"it helps here{only}"
-    return f"it does not help here{only}" if max(means) <= 0 else "the two scores disagree"
+        return "it helps here"
+    return "it does not help here" if max(means) < 0 else "the two scores disagree"
 
 
 def _baseline_sentences(results: Results, baseline: str = "baseline") -> list[str]:
@@ -198,10 +200,14 @@ def _baseline_sentences(results: Results, baseline: str = "baseline") -> list[st
     rank1, chance, visible, infrared, loss = values
     times = f"{rank1 / chance:.1f} times" if chance > 0 else "against no"
     trained = "trained to convergence" if loss < 1 else "not trained to convergence, so rows also rank speed"
+    losses = ((row.label, score(results, row.name, "training", "L_id")) for row in results.variants)
+    late = [f"{label} ({one.mean:.2f})" for label, one in losses if one is not None and one.mean >= 1]
+    behind = [f"L_id is still 1 or above for {', '.join(late)}."] if late and loss < 1 else []
     return [
         f"The Baseline finds the person in the other modality at Rank-1 {100 * rank1:.2f} %, {times} chance, and "
         f"within a modality at {100 * visible:.2f} % (visible) and {100 * infrared:.2f} % (infrared); "
-        f"its last L_id is {loss:.2f}: {trained}."
+        f"its last L_id is {loss:.2f}: {trained}.",
+        *behind,
     ]
 
 
