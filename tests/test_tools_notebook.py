@@ -48,7 +48,20 @@ def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if key != "DVC_STAGE"} | options.pop("env", {})
     command = [sys.executable, "-m", "tools.notebook", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(options.pop("command", command), cwd=ROOT, env=environment, **pipes, **options)
+    return subprocess.Popen(
+        options.pop("command", command),
+        cwd=ROOT,
+        env=environment,
+        preexec_fn=heed_signals if os.name == "posix" else None,
+        **pipes,
+        **options,
+    )
+
+
+def heed_signals() -> None:
+    """Under nohup or as a shell's background job the tests themselves ignore these, and children would inherit it."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
