@@ -5,5 +5,8 @@ Axis names used in shapes and comments everywhere:
     D  feature dimension            C  training identities         N  images in a store
     Q  query images                 G  gallery images              T  trials
     H, W  image height and width
-Modalities are integers: 0 visible, 1 infrared. Scores are fractions; only printed tables show percent.
+Modalities are integers: VISIBLE 0, INFRARED 1. Scores are fractions; only printed tables show percent.
 """
+
+VISIBLE, INFRARED = 0, 1
+MODALITIES = ("visible", "infrared")  # a modality's name by its number

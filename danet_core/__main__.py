@@ -31,8 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
-    from danet_core.plots import check_picture, save_as
     from danet_core.search import DRAWN, printable, search
+    from danet_core.style import check_picture, save_as
 
     check_picture(options.out)  # before minutes of work
     ranking = search(

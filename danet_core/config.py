@@ -173,10 +173,13 @@ class RenderSysu:
     test_ids: int
     images: SplitCounts
     absent: float
+    near_infrared_follows: float
     height: int
 
     def __post_init__(self) -> None:
         _require(0 <= self.absent < 0.5, "absent", self.absent, "a share from 0 to below 0.5")
+        share = self.near_infrared_follows
+        _require(0 <= share <= 1, "near_infrared_follows", share, "a share from 0 to 1")
         for name in ("train_ids", "val_ids", "test_ids"):
             _require(getattr(self, name) >= 2, name, getattr(self, name), "at least 2 identities")
         _require_drawable(self.seed, self.height)

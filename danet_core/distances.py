@@ -13,12 +13,11 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from danet_core import INFRARED, MODALITIES, VISIBLE
 from danet_core.files import StudyError
 
 Metric = Literal["cosine", "euclidean"]
 
-VISIBLE, INFRARED = 0, 1
-MODALITY_NAMES = ("visible", "infrared")
 
 # The four kinds of image pairs, in the order in which figures and tables show them.
 SAME_WITHIN, SAME_CROSS = "same_within", "same_cross"
@@ -227,7 +226,7 @@ def identity_claims(
     if not images.all():
         modality, row = (int(index[0]) for index in np.nonzero(images == 0))
         raise StudyError(
-            f"pid {int(ids[row])} has no {MODALITY_NAMES[modality]} image among the {len(feat)} features "
+            f"pid {int(ids[row])} has no {MODALITIES[modality]} image among the {len(feat)} features "
             f"({int((images == 0).any(axis=0).sum())} identities lack a modality); Figure 1's claim needs both: "
             "drop the identity in data_prep or restore its images"
         )

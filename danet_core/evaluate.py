@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from danet_core import protocols
+from danet_core import INFRARED, VISIBLE, protocols
 from danet_core.augment import normalise
 from danet_core.config import RunConfig
 from danet_core.distances import centre_claim
@@ -20,8 +20,6 @@ from danet_core.record import RunFolder, load_finished
 from danet_core.repro import deterministic, resolve_device
 from danet_core.store import PackedStore
 from danet_core.train import build_model
-
-VISIBLE, INFRARED = 0, 1
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn import functional
 
+from danet_core import INFRARED, VISIBLE
 from danet_core.files import StudyError
 
 Negatives = Literal["anchor", "center"]
-VISIBLE, INFRARED = 0, 1
 
 
 class CenterTerms(NamedTuple):

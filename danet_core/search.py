@@ -23,13 +23,14 @@ from tqdm.auto import tqdm
 from danet_core.augment import normalise
 from danet_core.config import ConfigError, Dataset, Evaluation, RunConfig, Variant
 from danet_core.config import build as build_strictly
+from danet_core.crops import RankedImage, ranked_list
 from danet_core.distances import distance_matrix
 from danet_core.files import StudyError, read_json
 from danet_core.images import IMAGE_SUFFIXES, decode, load_rgb, natural_key
 from danet_core.model import DANet
-from danet_core.plots import RankedImage, StudyFigure, ranked_list
 from danet_core.record import RunFolder, load_finished
 from danet_core.repro import deterministic, resolve_device
+from danet_core.style import StudyFigure
 from danet_core.train import build_model
 
 RUNS = Path("runs")

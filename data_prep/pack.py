@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import PIL
 
 from danet_core.files import StudyError, exclusive, read_json, sha256_file, sha256_json
-from danet_core.store import GALLERIES, MANIFEST, StoreWriter, lock_path, read_galleries, read_manifest
+from danet_core.store import GALLERIES, MANIFEST, lock_path, read_galleries, read_manifest
 from data_prep.images import INTERPOLATION, Job, Outcome, default_workers, run_jobs
 from data_prep.prepare import FOLDERS, INVENTORY, Folders
 from data_prep.reading import Reading
+from data_prep.store_writer import StoreWriter
 
 if TYPE_CHECKING:
     from danet_core.config import Dataset

@@ -122,8 +122,12 @@ class Identity:
     warmth: tuple[float, ...]
 
 
-def sample_identity(rng: np.random.Generator) -> Identity:
-    """Draw a person. Only the generator decides; equal states give equal people."""
+def sample_identity(rng: np.random.Generator, near_infrared_follows: float = 0.0) -> Identity:
+    """Draw a person. Only the generator and the second argument decide; equal states give equal people.
+
+    near_infrared_follows: share, 0 to 1, of each garment's near-infrared reflectance that follows its visible
+    brightness; the rest is drawn. Nothing but `reflectance` depends on it.
+    """
 
     def pick(names: Sequence[str], weights: Sequence[float]) -> str:
         return str(rng.choice(names, p=np.asarray(weights) / sum(weights)))
@@ -185,7 +189,9 @@ def sample_identity(rng: np.random.Generator) -> Identity:
         stance=float(rng.uniform(-0.018, 0.016)),
     )
     colours = _colours(rng, outfit)
-    return Identity(body, outfit, gait, colours, _reflectance(rng, colours), _warmth(rng, outfit))
+    return Identity(
+        body, outfit, gait, colours, _reflectance(rng, colours, near_infrared_follows), _warmth(rng, outfit)
+    )
 
 
 # fmt: off
@@ -262,13 +268,12 @@ def _leather(rng: np.random.Generator) -> np.ndarray:
     return np.clip(tone * rng.uniform(0.8, 1.15) + rng.normal(0, 0.02, 3), 0.03, 0.95)
 
 
-# Share of a garment's near-infrared reflectance that follows its visible brightness; the rest is drawn. Without any,
-# the Baseline stays near chance across modalities on synth_sysu's validation identities, and tables would rank noise.
-_FOLLOWS = 0.6
 _OWN_WAY = (Part.SKIN, Part.HAIR, Part.EYE, Part.REFLECTIVE)
 
 
-def _reflectance(rng: np.random.Generator, colours: Sequence[tuple[float, float, float]]) -> tuple[float, ...]:
+def _reflectance(
+    rng: np.random.Generator, colours: Sequence[tuple[float, float, float]], follows: float
+) -> tuple[float, ...]:
     """Near-infrared reflectances. Many dyes are transparent there: cloth may be bright whatever its colour."""
     table = rng.uniform(0.14, 0.92, max(Part) + 1)
     table[Part.SKIN], table[Part.HAIR] = rng.uniform(0.58, 0.7), rng.uniform(0.15, 0.5)
@@ -280,7 +285,7 @@ def _reflectance(rng: np.random.Generator, colours: Sequence[tuple[float, float,
         table[part] = np.clip(table[other] + shift, 0.05, 1)
     table[Part.SEAM] = table[Part.TOP] * 0.6
     brightness = np.asarray(colours) @ (0.299, 0.587, 0.114)  # (parts,), ITU-R BT.601
-    mixed = np.clip((1 - _FOLLOWS) * table + _FOLLOWS * (0.1 + 0.85 * brightness), 0.05, 1)
+    mixed = np.clip((1 - follows) * table + follows * (0.1 + 0.85 * brightness), 0.05, 1)
     mixed[list(_OWN_WAY)] = table[list(_OWN_WAY)]
     return tuple(float(v) for v in mixed)
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danet_core.files import StudyError, atomic_write_json, exclusive, read_json
-from danet_core.store import GALLERIES, MANIFEST, galleries_bytes, lock_path, manifest_text, replace_folder
+from danet_core.files import StudyError, atomic_write_json, exclusive, read_json, replace_folder
+from danet_core.store import GALLERIES, MANIFEST, galleries_bytes, lock_path, manifest_text
 from data_prep.reading import Reading
 
 if TYPE_CHECKING:

@@ -21,7 +21,6 @@ from jaxtyping import Int
 from danet_core.files import StudyError
 from danet_core.images import IMAGE_SUFFIXES, natural_key
 
-MODALITIES = ("visible", "infrared")  # index = the integer code
 _CAN_USE_EFFECTIVE_IDS = os.access in os.supports_effective_ids
 
 

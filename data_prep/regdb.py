@@ -25,9 +25,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
+from danet_core import MODALITIES
 from danet_core.files import StudyError
 from data_prep.reading import (
-    MODALITIES,
     Reading,
     find_file,
     find_folder,

@@ -77,8 +77,8 @@ def _rng(*key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(key))
 
 
-def _identity(seed: int, space: int, pid: int) -> Identity:
-    return sample_identity(_rng(seed, space, _IDENTITY, pid))
+def _identity(seed: int, space: int, pid: int, near_infrared_follows: float = 0.0) -> Identity:
+    return sample_identity(_rng(seed, space, _IDENTITY, pid), near_infrared_follows)
 
 
 # writing a tree
@@ -301,7 +301,7 @@ def _plan_sysu(root: Path, spec: RenderSysu) -> tuple[list[Job], dict[str, Any]]
     cameras = _sysu_cameras(spec.seed)
     wanted = _plain(spec.images)
     jobs = [
-        (_draw_sysu_cell, root, spec.seed, spec.height, pid, camid, cameras[camid], wanted[split])
+        (_draw_sysu_cell, root, spec, pid, camid, cameras[camid], wanted[split])
         for (pid, camid), split in sorted(cells.items())
     ]
     _write_sysu_lists(root, spec.seed, splits, {cell: wanted[split] for cell, split in cells.items()})
@@ -319,13 +319,13 @@ def _plan_sysu(root: Path, spec: RenderSysu) -> tuple[list[Job], dict[str, Any]]
     return jobs, counts
 
 
-def _draw_sysu_cell(root: Path, seed: int, height: int, pid: int, camid: int, camera: Camera, count: int) -> None:
-    who = _identity(seed, _SYSU, pid)
+def _draw_sysu_cell(root: Path, spec: RenderSysu, pid: int, camid: int, camera: Camera, count: int) -> None:
+    who = _identity(spec.seed, _SYSU, pid, spec.near_infrared_follows)
     folder = root / f"cam{camid}" / f"{pid:04d}"
     folder.mkdir(parents=True)
     for number in range(1, count + 1):
-        rng = _rng(seed, _SYSU, _IMAGE, pid, camid, number)
-        high = round(height * rng.uniform(0.82, 1.2))
+        rng = _rng(spec.seed, _SYSU, _IMAGE, pid, camid, number)
+        high = round(spec.height * rng.uniform(0.82, 1.2))
         wide = round(high * rng.uniform(0.42, 0.52))
         nuisance = sample_nuisance(rng, camera, high, wide)
         crop = draw(who, nuisance, "near_infrared" if camid in _INFRARED_CAMERAS else "visible")

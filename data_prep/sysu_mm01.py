@@ -25,10 +25,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
+from danet_core import MODALITIES
 from danet_core.files import StudyError
 from data_prep.rand_perm import CAMERAS, MAT_FOLDERS, MAT_SOURCE, TRIALS, read_rand_perm
 from data_prep.reading import (
-    MODALITIES,
     Reading,
     find_file,
     find_folder,

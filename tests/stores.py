@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from danet_core.config import Image, RunConfig, load_study
-from danet_core.store import StoreWriter
+from data_prep.store_writer import StoreWriter
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 

@@ -20,7 +20,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from danet_core import plots, report
+from danet_core import plots, report, style
 from danet_core.distances import centre_claim, distance_distributions
 from danet_core.files import StudyError
 
@@ -119,9 +119,9 @@ def test_nothing_to_draw_is_an_error_with_a_remedy() -> None:
 
 
 def test_a_variant_keeps_its_colour_whatever_is_drawn_beside_it() -> None:
-    alone = plots.variant_style("b_ml", ["b_ml"])
-    assert alone == plots.variant_style("b_ml", ["new", "baseline", "b_ml"])
-    styles = [plots.variant_style(name, ["new_a", "new_b"]) for name in (*plots.VARIANT_STYLE, "new_a", "new_b")]
+    alone = style.variant_style("b_ml", ["b_ml"])
+    assert alone == style.variant_style("b_ml", ["new", "baseline", "b_ml"])
+    styles = [style.variant_style(name, ["new_a", "new_b"]) for name in (*style.VARIANT_STYLE, "new_a", "new_b")]
     assert len({colour for colour, _ in styles}) == len({str(dash) for _, dash in styles}) == len(styles)
 
 
@@ -131,7 +131,7 @@ def test_variant_colours_stay_apart_for_red_green_blindness() -> None:
         [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
         [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
     )
-    colours = np.array([to_rgb(colour) for colour, _ in plots.VARIANT_STYLE.values()])
+    colours = np.array([to_rgb(colour) for colour, _ in style.VARIANT_STYLE.values()])
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     for matrix in deficiencies:
         seen = np.clip(linear @ np.array(matrix).T, 0, 1) ** (1 / 2.4)
@@ -142,7 +142,7 @@ def test_variant_colours_stay_apart_for_red_green_blindness() -> None:
 def test_the_users_matplotlib_settings_neither_leak_in_nor_get_lost(tmp_path: Path) -> None:
     def drawn(name: str) -> bytes:
         figure = plots.training_curves([records.training_record("synth_sysu", "baseline")], **SOMEWHERE)
-        return plots.save(figure, tmp_path / name)[0].read_bytes()
+        return style.save(figure, tmp_path / name)[0].read_bytes()
 
     plain = drawn("plain")
     with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9, "axes.facecolor": "pink"}):
@@ -151,7 +151,7 @@ def test_the_users_matplotlib_settings_neither_leak_in_nor_get_lost(tmp_path: Pa
 
 
 def test_png_and_pdf_are_written_whole_and_carry_no_date_or_version(tmp_path: Path) -> None:
-    paths = plots.save(
+    paths = style.save(
         plots.training_curves([records.training_record("synth_sysu", "baseline")], **SOMEWHERE), tmp_path / "a.b" / "c"
     )
     assert [path.name for path in paths] == ["c.png", "c.pdf"]
@@ -172,11 +172,12 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which another process with another hash seed has drawn `cmc_figure` and listed what it imported."""
     folder = tmp_path_factory.mktemp("elsewhere")
     code = (
-        "import sys; from pathlib import Path; from danet_core import config, distances, findings, plots, report\n"
+        "import sys; from pathlib import Path; from danet_core import config, distances\n"
+        "from danet_core import findings, plots, report, style\n"
         f"config.load_study({str(ROOT / 'params.yaml')!r})\n"
         "from fixtures import records\n"
         "runs = [records.record('synth_regdb', variant) for variant in records.VARIANT_ORDER]\n"
-        "plots.save(plots.cmc_curves(runs, report.SETTINGS['regdb']), 'figure')\n"
+        "style.save(plots.cmc_curves(runs, report.SETTINGS['regdb']), 'figure')\n"
         "Path('modules').write_text(' '.join(sys.modules))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
@@ -187,7 +188,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_equal_figures_have_equal_bytes_in_another_process_with_another_hash_seed(
     elsewhere: Path, tmp_path: Path
 ) -> None:
-    for path in plots.save(cmc_figure(), tmp_path / "figure"):
+    for path in style.save(cmc_figure(), tmp_path / "figure"):
         assert path.read_bytes() == (elsewhere / path.name).read_bytes()
 
 

@@ -21,16 +21,17 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from danet_core import plots, search
+from danet_core import crops, search
 from danet_core.__main__ import main
 from danet_core.backbone import ResNet
 from danet_core.config import RenderSysu, SplitCounts
+from danet_core.crops import RankedImage, ranked_list
 from danet_core.evaluate import extract
 from danet_core.files import StudyError
-from danet_core.plots import RankedImage, ranked_list
 from danet_core.record import RunFolder
 from danet_core.search import Ranking, describe, find_run, list_gallery, load_run
 from danet_core.store import PackedStore
+from danet_core.style import save_as
 from danet_core.train import train
 from data_prep.pack import pack
 from data_prep.prepare import Folders, prepare
@@ -38,7 +39,7 @@ from data_prep.synthetic import render_sysu
 from tests.stores import small_config
 
 ROOT = Path(__file__).resolve().parent.parent
-RENDER = RenderSysu(5, 5, 3, 6, SplitCounts(2, 3, 2), 0.0, 64)
+RENDER = RenderSysu(5, 5, 3, 6, SplitCounts(2, 3, 2), 0.0, 0.6, 64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,7 +343,7 @@ def test_names_that_no_terminal_prints_do_not_stop_the_list_or_the_picture(one: 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for suffix in (".png", ".pdf"):
-            plots.save_as(ranking.figure(), tmp_path / f"out{suffix}")
+            save_as(ranking.figure(), tmp_path / f"out{suffix}")
 
 
 def test_the_picture_holds_query_ranks_and_distances_in_order_with_the_crops_unstretched() -> None:
@@ -380,7 +381,7 @@ def test_the_picture_holds_query_ranks_and_distances_in_order_with_the_crops_uns
     ],
 )
 def test_a_long_name_is_broken_at_slashes_and_keeps_its_end(name: str, lines: list[str]) -> None:
-    assert plots._name_lines(name).splitlines() == lines
+    assert crops._name_lines(name).splitlines() == lines
 
 
 def test_at_most_fifty_crops_are_drawn_and_the_table_has_all(one: Trained, tmp_path: Path) -> None:

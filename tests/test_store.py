@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from danet_core import store as store_module
 from danet_core.files import StudyError
-from danet_core.store import PackedStore, StoreError, StoreWriter, galleries_bytes, partial_path
+from danet_core.store import PackedStore, StoreError, galleries_bytes, partial_path
+from data_prep import store_writer
+from data_prep.store_writer import StoreWriter
 
 H, W, CHUNK = 4, 3, 4
 META = {
@@ -232,7 +233,7 @@ def test_a_new_store_replaces_an_older_one_whole(root: Path) -> None:
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
-    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(store_writer.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(StoreError, match=r"packing needs [0-9,]+ bytes \(.*GiB\), the disk has 1,000,000 free"):
         open_writer(tmp_path / "new" / "tiny", 10)
     assert list(tmp_path.iterdir()) == []

@@ -42,6 +42,7 @@ SYSU = SimpleNamespace(
     test_ids=6,
     images=SimpleNamespace(train=2, val=3, test=2),
     absent=0.15,
+    near_infrared_follows=0.6,
     height=64,
 )
 REGDB = SimpleNamespace(seed=5, ids=5, images=10)
@@ -345,7 +346,7 @@ def test_drawing_twice_gives_the_same_pixels_whatever_was_drawn_between(seed: in
 
 
 def test_reflectance_follows_brightness_in_part_and_no_hue() -> None:
-    people = [sample_identity(np.random.default_rng(k)) for k in range(400)]
+    people = [sample_identity(np.random.default_rng(k), 0.6) for k in range(400)]
     colours, reflectance = np.array([p.colours[3] for p in people]), np.array([p.reflectance[3] for p in people])
     brightness, hue = colours @ (0.299, 0.587, 0.114), colours[:, 0] - colours[:, 2]
     assert 0.4 < np.corrcoef(brightness, reflectance)[0, 1] < 0.95

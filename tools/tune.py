@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from danet_core import INFRARED, VISIBLE
 from danet_core.config import RunConfig, Study, load_study
-from danet_core.evaluate import INFRARED, VISIBLE, extract
+from danet_core.evaluate import extract
 from danet_core.files import atomic_path, sha256_json
 from danet_core.protocols import evaluate_sysu, within_modality
 from danet_core.record import RunFolder, load_finished
