@@ -64,7 +64,8 @@ def _verify(study: Study, options: argparse.Namespace) -> int:
     from data_prep.reading import format_checks
 
     dataset = study.dataset(options.dataset)
-    reading = read(dataset, root=options.root, allow_partial=options.allow_partial)
+    allow_partial = options.allow_partial or dataset.allow_partial
+    reading = read(dataset, root=options.root, allow_partial=allow_partial)
     if options.deep:
         check_images(reading, workers=options.workers)
     print(f"{dataset.title}: {reading.root}")
@@ -82,7 +83,7 @@ def _verify(study: Study, options: argparse.Namespace) -> int:
     hidden = len(reading.problems) + len(failed) - _PROBLEMS_SHOWN
     if hidden > 0:
         print(f"and {hidden} more", file=sys.stderr)
-    if reading.problems or (failed and not options.allow_partial):
+    if reading.problems or (failed and not allow_partial):
         print(f"{dataset.name}: {len(reading.problems)} problems, {len(failed)} of {len(reading.checks)} checks failed")
         return 1
     print(

@@ -86,7 +86,8 @@ class Reading:
         if sentences:
             more = len(sentences) - 1
             hint = f" ({more} more finding{'s' * (more > 1)}: `{command}` lists them all)" if more else ""
-            partial = "" if self.problems else "; if it is a subset on purpose, say --allow-partial"
+            subset = "; a subset on purpose: `allow_partial: true` in params.yaml, or --allow-partial"
+            partial = "" if self.problems else subset
             raise StudyError(sentences[0] + partial + hint)
         for check in failed:
             self.warn(f"partial: {check.name}: expected {check.expected}, found {check.found}")

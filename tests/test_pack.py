@@ -521,10 +521,16 @@ def test_verify_prints_what_is_wrong_and_fails_and_prepare_refuses_until_told_it
     assert "Visible: images: expected 4,120, found 200; unpack" in err
     assert cli.main([*arguments, "--allow-partial", "--deep"]) == 0
     assert "partial" in capsys.readouterr().out
+    rows = params.read_text(encoding="utf-8")
+    params.write_text(rows.replace("allow_partial: false", "allow_partial: true"), encoding="utf-8")
+    assert cli.main(arguments) == 0, "a subset allowed in params.yaml is allowed here too"
+    params.write_text(rows, encoding="utf-8")
+    capsys.readouterr()
     Path("data/raw").mkdir(parents=True)
     root.rename("data/raw/RegDB")
     assert cli.main(["prepare", "regdb"]) == 1
-    assert "--allow-partial" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "--allow-partial" in told and "`allow_partial: true` in params.yaml" in told
     assert cli.main(["prepare", "regdb", "--allow-partial"]) == 0
     assert cli.main(["pack", "regdb", "--workers", "1"]) == 0
     assert PackedStore.open("data/packed/regdb").meta["partial"]
