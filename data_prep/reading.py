@@ -9,6 +9,7 @@ A reader returns a `Reading`. It separates three kinds of finding:
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,6 +125,30 @@ def list_folder(folder: Path) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[
         raise StudyError(f"{folder} cannot be listed ({error.strerror}); check the disk or the mount") from None
     names = {entry.name for entry in folders}
     return folders, [entry for entry in ordered if entry.name not in names]
+
+
+def identity_folders(reading: Reading, folder: Path) -> Iterator[tuple[int, os.DirEntry[str]]]:
+    """Identity and sub-folder, in natural order, of the sub-folders of `folder` that are named by a number.
+
+    Everything else there is skipped; a second folder of one number (7 and 0007) is a problem and left out.
+    """
+    folders, others = list_folder(folder)
+    for entry in others:
+        reading.skip(entry.path)
+    names: dict[int, str] = {}
+    for entry in folders:
+        if not re.fullmatch(r"[0-9]+", entry.name):
+            reading.skip(entry.path)
+            continue
+        pid = int(entry.name)
+        if pid in names:
+            reading.problems.append(
+                f"{folder}: identity {pid} has two folders, {names[pid]} and {entry.name}, expected one; merge or "
+                "remove one"
+            )
+            continue
+        names[pid] = entry.name
+        yield pid, entry
 
 
 def find_folder(reading: Reading, parent: Path, name: str) -> Path | None:

@@ -32,6 +32,7 @@ from data_prep.reading import (
     find_file,
     find_folder,
     format_ids,
+    identity_folders,
     image_files,
     list_folder,
     read_split_text,
@@ -147,23 +148,8 @@ def _skip_others(reading: Reading) -> None:
 
 def _scan_modality(reading: Reading, folder: Path, modality: int, images: dict[Key, _Image]) -> None:
     """Add the images below Visible or Thermal to `images`, in natural order."""
-    folders, files = list_folder(folder)
-    for entry in files:
-        reading.skip(entry.path)
-    names: dict[int, str] = {}
     unnumbered = 0
-    for entry in folders:
-        if not re.fullmatch(r"[0-9]+", entry.name):
-            reading.skip(entry.path)
-            continue
-        pid = int(entry.name)
-        if pid in names:
-            reading.problems.append(
-                f"{folder}: identity {pid} has two folders, {names[pid]} and {entry.name}, expected one; merge or "
-                f"remove one"
-            )
-            continue
-        names[pid] = entry.name
+    for pid, entry in identity_folders(reading, folder):
         found = 0
         for file in image_files(reading, Path(entry.path)):
             found += 1

@@ -33,6 +33,7 @@ from data_prep.reading import (
     find_file,
     find_folder,
     format_ids,
+    identity_folders,
     image_files,
     list_folder,
     read_split_text,
@@ -231,22 +232,7 @@ def _scan(reading: Reading) -> dict[Cell, list[tuple[int, str]]]:
         )
         if folder is None:
             continue
-        folders, files = list_folder(folder)
-        for entry in files:
-            reading.skip(entry.path)
-        names: dict[int, str] = {}
-        for entry in folders:
-            if not re.fullmatch(r"[0-9]+", entry.name):
-                reading.skip(entry.path)
-                continue
-            pid = int(entry.name)
-            if pid in names:
-                reading.problems.append(
-                    f"{folder}: identity {pid} has two folders, {names[pid]} and {entry.name}, expected one; merge "
-                    f"or remove one"
-                )
-                continue
-            names[pid] = entry.name
+        for pid, entry in identity_folders(reading, folder):
             if entry.name != f"{pid:04d}":
                 reading.warn(f"identity folders without four digits in {folder.name}")
             images = _scan_identity(reading, Path(entry.path))
