@@ -147,7 +147,7 @@ def distance(a: Float[Tensor, " D"], b: Float[Tensor, " D"]) -> Float[Tensor, ""
 
 def hinge(value: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """[value]_+"""
-    return value if value.item() > 0 else 0 * value
+    return value.clamp(min=0)
 
 
 def softmax(logits: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
