@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, UInt8
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from danet_core import MODALITIES
 from danet_core.style import StudyFigure, need, style
@@ -91,7 +92,7 @@ def image_grid(
     with style():
         inches = 0.62 / width  # for each pixel
         size = (max(sheet.shape[1] * inches + 1.1, 6.0), sheet.shape[0] * inches + 1.0)  # 6 inches hold the title
-        figure = StudyFigure(figsize=size, layout="constrained")
+        figure = StudyFigure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12))
         axis = figure.subplots()
         axis.imshow(sheet, interpolation="antialiased")
         axis.spines[:].set_visible(False)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from danet_core import INFRARED, VISIBLE
-from danet_core.config import Variant
+from danet_core.config import MutualLearning, Variant
 from danet_core.files import StudyError
 
 
@@ -134,9 +134,20 @@ def eq6(
     if variant.cc is not None:
         total = total + variant.cc.lambda_1 * eq3(feat, labels, modalities, variant.cc.margin, variant.cc.negatives)
     if variant.ml is not None:
-        total = total + variant.ml.lambda_2 * eq5(logits_visible, logits_infrared, modalities)
-        total = total + variant.ml.lambda_sid * eq4(logits_visible, logits_infrared, labels, modalities)
+        total = total + mutual_learning(logits_visible, logits_infrared, labels, modalities, variant.ml)
     return total
+
+
+def mutual_learning(
+    logits_visible: Float[Tensor, "B C"],
+    logits_infrared: Float[Tensor, "B C"],
+    labels: Integer[Tensor, " B"],
+    modalities: Integer[Tensor, " B"],
+    weights: MutualLearning,
+) -> Float[Tensor, ""]:
+    """What ML adds to the total loss: Eq. 4 and Eq. 5 with their weights."""
+    own = eq4(logits_visible, logits_infrared, labels, modalities)
+    return weights.lambda_sid * own + weights.lambda_2 * eq5(logits_visible, logits_infrared, modalities)
 
 
 def distance(a: Float[Tensor, " D"], b: Float[Tensor, " D"]) -> Float[Tensor, ""]:
@@ -172,8 +183,9 @@ def mean(terms: Sequence[Tensor]) -> Tensor:
 
 def table(terms: Sequence[Any]) -> pd.DataFrame:
     """One line per image i with the scalars of its term, to read."""
+    scalars = [{name: value for name, value in term._asdict().items() if name != "center"} for term in terms]
     return pd.DataFrame(
-        [{name: float(value) for name, value in term._asdict().items() if name != "center"} for term in terms]
+        [{name: value.item() if isinstance(value, Tensor) else value for name, value in row.items()} for row in scalars]
     ).rename_axis("i")
 
 
@@ -192,13 +204,13 @@ def side_by_side(slow: Float[Tensor, ""], fast: Float[Tensor, ""], name: str) ->
 
 
 def descend(
-    loss: Callable[..., Tensor], start: Sequence[Tensor], *, rate: float, steps: int
+    loss: Callable[..., Tensor], start: Sequence[Tensor], *, rate: float, steps: int, **given: Any
 ) -> tuple[list[tuple[Tensor, ...]], list[float]]:
     """Plain gradient descent, to watch what a loss asks for.
 
     Args:
-        loss: of the tensors of `start`, to one number.
-        rate: step length, times the gradient.
+        loss: of the tensors of `start`, and of `given` by name, to one number.
+        rate: length of a step, as a share of the gradient.
 
     Returns:
         The tensors before the first step and after each, and the loss at each of them: steps + 1 long, both.
@@ -207,7 +219,7 @@ def descend(
     here = tuple(tensor.detach().clone() for tensor in start)
     for step in range(steps + 1):
         here = tuple(tensor.requires_grad_() for tensor in here)
-        value = loss(*here)
+        value = loss(*here, **given)
         path.append(tuple(tensor.detach() for tensor in here))
         values.append(value.item())
         if step < steps:

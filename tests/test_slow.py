@@ -55,7 +55,7 @@ def test_values_that_differ_are_an_error_and_not_a_table() -> None:
 
 def test_descent_steps_against_the_gradient_and_keeps_every_state() -> None:
     start = torch.tensor([4.0, -2.0])
-    path, values = slow.descend(lambda x: (x**2).sum() / 2, [start], rate=0.5, steps=2)
+    path, values = slow.descend(lambda x, scale: scale * (x**2).sum(), [start], rate=0.5, steps=2, scale=0.5)
     assert [states[0].tolist() for states in path] == [[4, -2], [2, -1], [1, -0.5]]
     assert values == [10, 2.5, 0.625]
     assert start.tolist() == [4, -2] and not start.requires_grad
