@@ -1,4 +1,4 @@
-"""Figures that show crops. Every function returns a matplotlib figure; nothing here reads or writes a file."""
+"""Figures that show crops, and what prepares crops for them. Nothing here reads or writes a file."""
 
 from __future__ import annotations
 

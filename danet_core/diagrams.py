@@ -6,7 +6,6 @@ Colour tells the identity, the marker the modality: a filled circle is visible, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Integer
@@ -39,7 +38,7 @@ def framework() -> StudyFigure:
         axis.set_axis_off()
         _box(axis, 8, 34, 14, 8, "visible images")
         _box(axis, 8, 18, 14, 8, "infrared images")
-        _box(axis, 28, 26, 16, 14, "backbone $E$\n\none stream,\nshared by both", bold=True)
+        _box(axis, 28, 26, 16, 14, "backbone $E$\n\none stream,\nshared by both", filled=True)
         _box(axis, 43, 26, 8, 8, "GAP")
         _box(axis, 56, 26, 10, 8, "feature\n$f$  (B, D)")
         _box(axis, 70, 26, 10, 8, "BN neck")
@@ -82,7 +81,7 @@ def center_geometry(
             _scatter(axis, feat, labels, modalities)
             _draw_term(axis, feat, term, anchor, margin, IDENTITY_COLOURS[int(labels[anchor])])
             _plane(axis, title)
-        _legend(figure, _batch_entries(labels))
+        _batch_legend(figure, labels)
         figure.suptitle(f"Eq. 3 for one image (toy features, margin {margin})")
     return figure
 
@@ -113,7 +112,7 @@ def center_descent(
             curve.plot(values, dash, color=_CC, label=name)
         curve.set(xlabel="gradient step", title="the two parts of $L_{cc}$", xlim=(0, len(path) - 1), ylim=(0, None))
         curve.legend()
-        _legend(figure, _batch_entries(labels))
+        _batch_legend(figure, labels)
         figure.suptitle("Gradient descent on $L_{cc}$ alone (toy features)")
     return figure
 
@@ -223,19 +222,16 @@ def _plane(axis: Axes, title: str) -> None:
     axis.margins(0.12)
 
 
-def _batch_entries(labels: Integer[Tensor, " B"]) -> list[tuple[str, str]]:
-    return [(IDENTITY_COLOURS[label], f"identity {label}") for label in sorted(set(labels.tolist()))]
+def _batch_legend(figure: StudyFigure, labels: Integer[Tensor, " B"]) -> None:
+    identities = [(IDENTITY_COLOURS[label], f"identity {label}") for label in sorted(set(labels.tolist()))]
+    visible = Line2D([], [], linestyle="", marker="o", color=_INK, label=MODALITIES[VISIBLE])
+    infrared = Line2D([], [], linestyle="", marker="s", color=_INK, markerfacecolor="none", label=MODALITIES[INFRARED])
+    _legend(figure, identities, visible, infrared)
 
 
-def _legend(figure: StudyFigure, entries: Sequence[tuple[str, str]]) -> None:
-    """Colours as patches; a batch of features has its two markers beside them."""
-    handles: list[Any] = [Line2D([], [], color=colour, linewidth=6, label=name) for colour, name in entries]
-    if any(name.startswith("identity") for _, name in entries):
-        handles += [
-            Line2D([], [], linestyle="", marker="o", color=_INK, label=MODALITIES[VISIBLE]),
-            Line2D([], [], linestyle="", marker="s", color=_INK, markerfacecolor="white", label=MODALITIES[INFRARED]),
-        ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+def _legend(figure: StudyFigure, colours: Sequence[tuple[str, str]], *markers: Line2D) -> None:
+    patches = [Line2D([], [], color=colour, linewidth=6, label=name) for colour, name in colours]
+    figure.legend(handles=[*patches, *markers], loc="outside lower center", ncols=len(patches) + len(markers))
 
 
 def _box(
@@ -247,7 +243,7 @@ def _box(
     text: str,
     colour: str = _INK,
     *,
-    bold: bool = False,
+    filled: bool = False,
     dashed: bool = False,
 ) -> None:
     """A box about (x, y). A colour other than ink marks a loss: it fills the box lightly."""
@@ -257,7 +253,7 @@ def _box(
         width,
         height,
         boxstyle="round,pad=0,rounding_size=1",
-        facecolor=(colour, 0.15) if loss else ("#F2F2F2" if bold else "white"),
+        facecolor=(colour, 0.15) if loss else ("#F2F2F2" if filled else "white"),
         edgecolor=colour,
         linewidth=1.8 if loss else 1.2,
         linestyle=(0, (4, 3)) if dashed else "-",
