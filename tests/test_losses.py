@@ -9,12 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from torch import Tensor
 
-from danet_core import losses
+from danet_core import losses, slow
 from danet_core.files import StudyError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -77,25 +76,24 @@ def test_losses_equal_the_golden_values(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_metric_losses_and_gradients_equal_the_slow_loops(seed: int, margin: float) -> None:
     feat, labels, modalities = random_batch(seed)
-    y, s = labels.tolist(), modalities.tolist()
     pairs = [
-        (lambda f: losses.triplet_loss(f, labels, margin), lambda f: oracles.eq1(f, y, margin)),
+        (lambda f: losses.triplet_loss(f, labels, margin), lambda f: slow.eq1(f, labels, margin)),
         (
             lambda f: losses.cross_modality_triplet_loss(f, labels, modalities, margin),
-            lambda f: oracles.eq2(f, y, s, margin),
+            lambda f: slow.eq2(f, labels, modalities, margin),
         ),
         (
             lambda f: losses.cross_modality_center_loss(f, labels, modalities, margin),
-            lambda f: sum(oracles.eq3(f, y, s, margin, "anchor")),
+            lambda f: slow.eq3(f, labels, modalities, margin, "anchor"),
         ),
         (
             lambda f: losses.cross_modality_center_loss(f, labels, modalities, margin, "center"),
-            lambda f: sum(oracles.eq3(f, y, s, margin, "center")),
+            lambda f: slow.eq3(f, labels, modalities, margin, "center"),
         ),
     ]
-    for fast, slow in pairs:
+    for fast, loops in pairs:
         mine, theirs = feat.clone().requires_grad_(), feat.clone().requires_grad_()
-        value, expected = fast(mine), slow(theirs)
+        value, expected = fast(mine), loops(theirs)
         value.backward(), expected.backward()
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-12)
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=0, atol=1e-12)
@@ -104,16 +102,18 @@ def test_metric_losses_and_gradients_equal_the_slow_loops(seed: int, margin: flo
 @pytest.mark.parametrize("seed", range(4))
 def test_classifier_losses_and_gradients_equal_the_slow_loops(seed: int) -> None:
     _, labels, modalities = random_batch(seed)
-    y, s = labels.tolist(), modalities.tolist()
     generator = torch.Generator().manual_seed(seed)
-    logits = [3 * torch.randn(len(y), 12, generator=generator, dtype=torch.float64) for _ in range(2)]
+    logits = [3 * torch.randn(len(labels), 12, generator=generator, dtype=torch.float64) for _ in range(2)]
     pairs = [
-        (lambda v, r: losses.modality_identity_loss(v, r, labels, modalities), lambda v, r: oracles.eq4(v, r, y, s)),
-        (lambda v, r: losses.mutual_learning_loss(v, r, modalities), lambda v, r: oracles.eq5(v, r, s)),
+        (
+            lambda v, r: losses.modality_identity_loss(v, r, labels, modalities),
+            lambda v, r: slow.eq4(v, r, labels, modalities),
+        ),
+        (lambda v, r: losses.mutual_learning_loss(v, r, modalities), lambda v, r: slow.eq5(v, r, modalities)),
     ]
-    for fast, slow in pairs:
+    for fast, loops in pairs:
         mine, theirs = ([part.clone().requires_grad_() for part in logits] for _ in range(2))
-        value, expected = fast(*mine), slow(*theirs)
+        value, expected = fast(*mine), loops(*theirs)
         value.backward(), expected.backward()
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-12)
         for found, wanted in zip(mine, theirs, strict=True):
@@ -181,13 +181,13 @@ def test_float32_chooses_the_right_pairs_where_squares_would_cancel(name: str) -
         feat = feat + 300.0 * modalities[:, None]
     else:
         feat = 1e-4 * feat + labels[:, None]
-    y, s, exact = labels.tolist(), modalities.tolist(), feat.double()  # the same numbers, so only arithmetic differs
+    exact = feat.double()  # the same numbers, so only arithmetic differs
     for found, expected in (
-        (losses.triplet_loss(feat, labels, 4.0), oracles.eq1(exact, y, 4.0)),
-        (losses.cross_modality_triplet_loss(feat, labels, modalities, 4.0), oracles.eq2(exact, y, s, 4.0)),
+        (losses.triplet_loss(feat, labels, 4.0), slow.eq1(exact, labels, 4.0)),
+        (losses.cross_modality_triplet_loss(feat, labels, modalities, 4.0), slow.eq2(exact, labels, modalities, 4.0)),
         (
             losses.cross_modality_center_terms(feat, labels, modalities, 4.0).push,
-            oracles.eq3(exact, y, s, 4.0, "anchor")[1],
+            slow.mean([term.push for term in slow.center_terms(exact, labels, modalities, 4.0)]),
         ),
     ):
         assert float(found) == pytest.approx(float(expected), rel=1e-5, abs=2e-4 if name == "offset" else 1e-5)
