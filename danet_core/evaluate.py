@@ -14,8 +14,9 @@ from danet_core import INFRARED, VISIBLE, protocols
 from danet_core.augment import normalise
 from danet_core.config import RunConfig
 from danet_core.distances import centre_claim
-from danet_core.files import StudyError, atomic_path, atomic_write_json, read_json, sha256_json
+from danet_core.files import StudyError, atomic_path, atomic_write_json, read_json, sha256_file, sha256_json
 from danet_core.model import DANet
+from danet_core.probe import modality_probe
 from danet_core.record import RunFolder, load_finished
 from danet_core.repro import deterministic, resolve_device
 from danet_core.store import PackedStore
@@ -58,6 +59,7 @@ def evaluate(
     folder: RunFolder,
     *,
     packed: Path = Path("data/packed"),
+    weights: Path = Path("data/weights"),
     results: Path = Path("results"),
     device: str = "auto",
     split_trial: int | None = None,
@@ -65,16 +67,19 @@ def evaluate(
     """Extract the run's test features, score them under its layout's protocol, and write features and metrics record.
 
     The record (results/<dataset>/metrics/<run>.json) holds, as fractions: `settings` (the cross-modality protocols),
-    `within` (retrieval inside each modality, see protocols.within_modality), `figure1` (distances.centre_claim) and
-    the last epoch's training terms. Nothing in it depends on clock or folder, so that equal runs give equal bytes.
+    `within` (retrieval inside each modality, see protocols.within_modality), `figure1` (distances.centre_claim), the
+    last epoch's training terms, `probe` (probe.modality_probe of the test images: `pretrained` by the backbone weights
+    that the run started from, `before_bn` and `after_bn` by the trained model) and, for SYSU-MM01's layout,
+    `camera_pairs` (protocols.camera_pairs, infrared queries; RegDB has one pair, which its settings score). Nothing in
+    it depends on clock or folder, so that equal runs give equal bytes.
     A setting also names what is not the published protocol, where there is such: `galleries` ("random_seed") and
     `rerank` (its numbers).
 
     `split_trial` is the trial whose test images are scored, the configuration's when None. It has to be the one that
     the run was trained on.
 
-    Raises StudyError for a run that is missing, of another configuration or another trial, and for data it was not
-    trained on.
+    Raises StudyError for a run that is missing, of another configuration or another trial, and for data or backbone
+    weights it was not trained on.
     """
     scored = config.trial if split_trial is None else split_trial
     trained = read_json(folder.record)["trial"]
@@ -90,7 +95,11 @@ def evaluate(
         )
     rows = store.rows("test", config.trial)
     _refuse_leak(store, rows, config)
-    model = build_model(config.dataset, tensors["classifier.weight"].shape[0], None)
+    start = weights / f"{config.dataset.name}.safetensors"
+    _refuse_other_weights(start, run["provenance"]["weights_sha256"], folder)
+    classes = tensors["classifier.weight"].shape[0]
+    untrained = extract(build_model(config.dataset, classes, start), store, rows, config, device)
+    model = build_model(config.dataset, classes, None)
     model.load_state_dict(tensors)
     features = extract(model, store, rows, config, device)
     feat = features.retrieval(config.dataset.recipe.test_feature)
@@ -112,6 +121,15 @@ def evaluate(
             "infrared": _within(features, feat, INFRARED),
         },
         "figure1": centre_claim(feat, features.pids, features.modalities),
+        "probe": {
+            name: modality_probe(probed, features.pids, features.modalities)
+            for name, probed in (
+                ("pretrained", untrained.feat),
+                ("before_bn", features.feat),
+                ("after_bn", features.feat_bn),
+            )
+        },
+        **_camera_pairs(features, feat, config.dataset.layout),
         "training": {
             "steps": config.epochs * config.dataset.recipe.steps_per_epoch,
             "epochs": config.epochs,
@@ -133,6 +151,16 @@ def _refuse_leak(store: PackedStore, rows: Int[np.ndarray, " n"], config: RunCon
         raise StudyError(
             f"{len(leaked)} of the test identities of {config.dataset.name}, trial {config.trial}, are also training "
             f"identities (first {leaked[0]}); expected none: correct the splits of the raw data"
+        )
+
+
+def _refuse_other_weights(path: Path, expected: str, folder: RunFolder) -> None:
+    """Raise StudyError when the backbone weights are not those the run started from."""
+    found = sha256_file(path) if path.exists() else "no file"
+    if found != expected:
+        raise StudyError(
+            f"{path}: expected the backbone weights that the run {folder.root} started from ({expected[:12]}), found "
+            f"{found[:12]}; run `dvc repro`"
         )
 
 
@@ -222,8 +250,17 @@ def _setting(result: protocols.ProtocolResult, chance: float) -> dict[str, Any]:
         "gallery_size": result.gallery_size,
         "chance_rank1": chance,
         "cmc": result.cmc.tolist(),
+        **({"cmc_range": result.cmc_range.tolist()} if len(result.per_trial) > 1 else {}),
         "cmc_level": result.cmc_level,
     }
+
+
+def _camera_pairs(features: Features, feat: Float[np.ndarray, "n D"], layout: str) -> dict[str, Any]:
+    if layout != "sysu":
+        return {}
+    query, gallery = features.modalities == INFRARED, features.modalities == VISIBLE
+    sides = [(feat[side], features.pids[side], features.camids[side]) for side in (query, gallery)]
+    return {"camera_pairs": protocols.camera_pairs(*sides[0], *sides[1])}
 
 
 def _within(features: Features, feat: Float[np.ndarray, "n D"], modality: int) -> dict[str, Any]:
