@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from danet_core.config import Rerank
@@ -160,12 +160,11 @@ def evaluate_sysu_settings(
 
     def score(trials: np.ndarray) -> QueryScores:
         used = np.flatnonzero(trials.any(axis=0))  # ascending, so ties keep their order
-        from_query, from_gallery = q_camids == SAME_PLACE[0], g_camids[used] == SAME_PLACE[1]
         return _score(
             query,
             _Images(pool.feat[used], pool.pids[used]),
             trials[:, used],
-            lambda rows: from_query[rows, None] & from_gallery,
+            lambda rows: same_place(q_camids[rows], g_camids[used]),
             cmc="identity",
             distance=distance,
             rerank=rerank,
@@ -182,6 +181,15 @@ def evaluate_sysu_settings(
         results[name] = _result(trials, int(mask[0].sum()), "identity", ranks, name)
         done += len(mask)
     return results
+
+
+def same_place(q_camids: Integer[np.ndarray, " Q"], g_camids: Integer[np.ndarray, " G"]) -> Bool[np.ndarray, "Q G"]:
+    """Pairs that SYSU-MM01's protocol ignores: a query of camera 3 with a gallery image of camera 2.
+
+    RegDB's protocol ignores none, and this gives none there, since RegDB has no camera 3.
+    Source: the evaluation code published with SYSU-MM01 (Wu et al., ICCV 2017).
+    """
+    return np.logical_and.outer(q_camids == SAME_PLACE[0], g_camids == SAME_PLACE[1])
 
 
 def evaluate_regdb(
