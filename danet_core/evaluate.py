@@ -14,6 +14,7 @@ from danet_core import INFRARED, VISIBLE, protocols
 from danet_core.augment import normalise
 from danet_core.config import RunConfig
 from danet_core.distances import centre_claim
+from danet_core.extremes import Side, extreme_queries
 from danet_core.files import StudyError, atomic_path, atomic_write_json, read_json, sha256_file, sha256_json
 from danet_core.model import DANet
 from danet_core.probe import modality_probe
@@ -70,8 +71,9 @@ def evaluate(
     `within` (retrieval inside each modality, see protocols.within_modality), `figure1` (distances.centre_claim), the
     last epoch's training terms, `probe` (probe.modality_probe of the test images: `pretrained` by the backbone weights
     that the run started from, `before_bn` and `after_bn` by the trained model) and, for SYSU-MM01's layout,
-    `camera_pairs` (protocols.camera_pairs, infrared queries; RegDB has one pair, which its settings score). Nothing in
-    it depends on clock or folder, so that equal runs give equal bytes.
+    `camera_pairs` (protocols.camera_pairs, infrared queries; RegDB has one pair, which its settings score). `queries`
+    are extremes.extreme_queries of the first setting: infrared queries, for SYSU-MM01's layout on its first gallery.
+    Nothing depends on clock or folder, so that equal runs give equal bytes.
     A setting also names what is not the published protocol, where there is such: `galleries` ("random_seed") and
     `rerank` (its numbers).
 
@@ -130,6 +132,7 @@ def evaluate(
             )
         },
         **_camera_pairs(features, feat, config.dataset.layout),
+        "queries": _queries(features, feat, store, config),
         "training": {
             "steps": config.epochs * config.dataset.recipe.steps_per_epoch,
             "epochs": config.epochs,
@@ -196,17 +199,9 @@ def cross_modality(
     options: dict[str, Any] = {"ranks": evaluation.ranks, "rerank": evaluation.rerank}
     marks: dict[str, Any] = {} if evaluation.rerank is None else {"rerank": asdict(evaluation.rerank)}
     if config.dataset.layout == "sysu":
-        pool = features.rows[visible]
+        galleries = _galleries(features, store, config)
         if evaluation.galleries == "random_seed":
-            paths = store.manifest["path"].iloc[pool].tolist()
-            galleries = protocols.random_seed_galleries(
-                pids[visible], features.camids[visible], paths, evaluation.trials
-            )
             marks["galleries"] = "random_seed"
-        else:
-            galleries = {
-                name: np.searchsorted(pool, rows[: evaluation.trials]) for name, rows in store.galleries.items()
-            }
         query = feat[infrared], pids[infrared], features.camids[infrared]
         gallery = feat[visible], pids[visible], features.camids[visible]
         scored = protocols.evaluate_sysu_settings(*query, *gallery, galleries, **options)
@@ -228,6 +223,29 @@ def cross_modality(
             "identity_level": {rank: by_identity[rank] for rank in ("cmc1", "cmc5", "cmc10", "cmc20")},
         }
     return settings
+
+
+def _galleries(features: Features, store: PackedStore, config: RunConfig) -> dict[str, Int[np.ndarray, "T S"]]:
+    """SYSU-MM01's galleries by setting, as indices into the visible test images."""
+    visible, trials = features.modalities == VISIBLE, config.evaluation.trials
+    pool = features.rows[visible]
+    if config.evaluation.galleries == "random_seed":
+        paths = store.manifest["path"].iloc[pool].tolist()
+        return protocols.random_seed_galleries(features.pids[visible], features.camids[visible], paths, trials)
+    return {name: np.searchsorted(pool, rows[:trials]) for name, rows in store.galleries.items()}
+
+
+def _queries(
+    features: Features, feat: Float[np.ndarray, "n D"], store: PackedStore, config: RunConfig
+) -> dict[str, Any]:
+    infrared, visible = (np.flatnonzero(features.modalities == one) for one in (INFRARED, VISIBLE))
+    ignore, setting = None, "thermal_to_visible"
+    if config.dataset.layout == "sysu":
+        setting = "all_single"
+        visible = visible[np.sort(_galleries(features, store, config)[setting][0])]
+        ignore = protocols.same_place(features.camids[infrared], features.camids[visible])
+    sides = [Side(features.rows[side], feat[side], features.pids[side]) for side in (infrared, visible)]
+    return {"setting": setting, **extreme_queries(sides[0], sides[1], ignore)}
 
 
 def _refuse_other_trial(store: PackedStore, config: RunConfig, folder: RunFolder, trained: int, asked: int) -> None:

@@ -145,6 +145,21 @@ def test_camera_pairs_stand_in_the_record_of_sysus_layout_only(finished):
     assert pairs == [(query, gallery) for query in (3, 6) for gallery in (1, 2, 4, 5)]
 
 
+def test_the_queries_of_the_record_are_infrared_and_their_gallery_is_the_first_of_the_first_setting(finished):
+    root, config, _ = finished
+    record = run(finished)
+    store = PackedStore.open(root / "data/packed" / config.dataset.name)
+    sysu = record["layout"] == "sysu"
+    assert record["queries"]["setting"] == ("all_single" if sysu else "thermal_to_visible")
+    gallery = store.galleries["all_single"][0] if sysu else np.flatnonzero(store.modalities == 0)
+    for one in record["queries"]["best"] + record["queries"]["worst"]:
+        assert store.modalities[one["row"]] == 1
+        rows = np.array(one["ranked"]["rows"])
+        assert np.isin(rows, gallery).all()
+        assert one["ranked"]["right"] == (store.pids[rows] == store.pids[one["row"]]).tolist()
+        assert not (sysu and store.camids[one["row"]] == 3 and (store.camids[rows] == 2).any())
+
+
 def test_backbone_weights_that_the_run_did_not_start_from_are_refused(finished, tmp_path):
     root, config, folder = finished
     elsewhere = {**folders(root), "results": tmp_path / "results", "weights": tmp_path}
@@ -244,7 +259,7 @@ def test_galleries_by_random_seed_are_single_shot_and_named_in_every_setting(fin
         assert setting["per_trial"] != usual["per_trial"]
         for key in ("gallery_size", "n_query", "n_valid"):
             assert setting[key] == usual[key]
-    left_out = {"settings": None}
+    left_out = {"settings": None, "queries": None}
     assert {**record, **left_out} == {**default, **left_out}
 
 
