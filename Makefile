@@ -3,7 +3,7 @@
 # make embedded                       Switches `study` in params.yaml back to the rendered sets; runs nothing.
 # make regdb-trials TRIALS=1-10       RegDB's trials as batch runs, one after the other; also TRIALS=3, TRIALS=1,4,7,
 #                                     DATASET=synth_regdb.
-# make report                         Write results/report.html from what is there, name it, and open it where a browser would be seen.
+# make report                         Write results/report.html from what is there, name it, and open it where there is a screen.
 # make lock                           Compile requirements.lock again from pyproject.toml (ARGS=--upgrade for newer versions).
 # Extra arguments go through ARGS:    make repro ARGS=--keep-going      make test ARGS="-m slow"      make test ARGS="-k losses"
 
