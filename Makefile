@@ -3,6 +3,7 @@
 # make embedded                       Switches `study` in params.yaml back to the rendered sets; runs nothing.
 # make regdb-trials TRIALS=1-10       RegDB's trials as batch runs, one after the other; also TRIALS=3, TRIALS=1,4,7,
 #                                     DATASET=synth_regdb.
+# make report                         Write results/report.html from what is there, name it, and open it where there is a screen.
 # make lock                           Compile requirements.lock again from pyproject.toml (ARGS=--upgrade for newer versions).
 # Extra arguments go through ARGS:    make repro ARGS=--keep-going      make test ARGS="-m slow"      make test ARGS="-k losses"
 
@@ -27,7 +28,7 @@ SETS ?= sysu regdb
 TRIALS ?= 1-10
 DATASET ?= regdb
 
-.PHONY: setup repro paper embedded regdb-trials test lab lint lock clean-venv
+.PHONY: setup repro paper embedded regdb-trials report test lab lint lock clean-venv
 .DEFAULT_GOAL := help
 
 help:
@@ -50,6 +51,9 @@ embedded: setup
 
 regdb-trials: setup
 	@$(BIN)/python -m tools.trials "$(TRIALS)" --dataset $(DATASET) $(ARGS)
+
+report: setup
+	@$(BIN)/python -m tools.report --open $(ARGS)
 
 # One thread for each of the parallel test processes: more threads than cores make every one of them slower.
 test: setup

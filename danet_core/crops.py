@@ -1,56 +1,140 @@
-"""Figures that show crops, and what prepares crops for them. Nothing here reads or writes a file."""
+"""Figures of ranked lists: a query's crop and the gallery's, nearest first. Nothing here reads or writes a file."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
-from jaxtyping import Float, UInt8
-from matplotlib.layout_engine import ConstrainedLayoutEngine
+from jaxtyping import UInt8
+from matplotlib.patches import Rectangle
 
-from danet_core import MODALITIES
-from danet_core.style import StudyFigure, need, style
+from danet_core.store import PackedStore
+from danet_core.style import StudyFigure, need, style, titled
+
+Mark = Literal["right", "wrong", "ignored"]
+
+# Colour and sign say the same thing twice: the colours are Okabe and Ito's, the sign is for grey print.
+MARKS: Mapping[str, tuple[str, str]] = {
+    "right": ("#009E73", "✓"),
+    "wrong": ("#D55E00", "✗"),
+    "ignored": ("#9A9A9A", "ignored"),
+}
+_QUERY_FRAME = "#0072B2"
+_GAP = 0.08  # between crops, in crop widths
+_LINE = 0.13  # height of a line of text, inches
+_CELL = 1.05  # width of a crop with its gap, inches
 
 
 class RankedImage(NamedTuple):
-    """A crop in a ranked list, with its distance to the query; the query itself has none."""
+    """A crop in a ranked list, with its distance to the query; the query itself has none.
+
+    mark: whether it shows the query's identity, where that is known. "ignored" is an image that the protocol takes out
+    of the ranking: it is shown without a rank.
+    """
 
     name: str
     image: UInt8[np.ndarray, "H W 3"]
     distance: float | None = None
+    mark: Mark | None = None
 
 
 def ranked_list(query: RankedImage, ranked: Sequence[RankedImage], *, title: str, columns: int = 10) -> StudyFigure:
     """One query, framed, and the images ranked for it, nearest first, `columns` to a row, each with rank and distance.
 
-    Names stand below, broken at slashes and cut at the front where they are long. Nothing is cropped or stretched.
+    A mark is shown by the frame's colour and by a sign (✓ right, ✗ wrong, the word ignored). Names stand below, broken
+    at slashes and cut at the front where they are long. Nothing is cropped or stretched.
     Raises StudyError when nothing is ranked.
     """
     need(ranked, "ranked image")
     columns = min(columns, len(ranked))
-    rows = math.ceil(len(ranked) / columns)
-    shapes = np.array([one.image.shape[:2] for one in (query, *ranked)], dtype=float)  # (images, 2)
+    lines = [ranked[start : start + columns] for start in range(0, len(ranked), columns)]
+    return _sheet([("", query if number == 0 else None, line) for number, line in enumerate(lines)], title)
+
+
+RankedRow = tuple[str, RankedImage, Sequence[RankedImage]]  # heading, query, what it ranks nearest
+
+
+def ranked_lists(rows: Sequence[RankedRow], *, title: str, synthetic: bool) -> StudyFigure:
+    """Several queries, one to a row, each under its heading; otherwise as `ranked_list`.
+
+    Raises StudyError when there is no query.
+    """
+    need(rows, "ranked list")
+    return _sheet(rows, titled(title, synthetic))
+
+
+def extreme_rows(queries: Mapping[str, Any], store: PackedStore) -> list[RankedRow]:
+    """The best and the worst answered queries of an evaluation record (its key `queries`), with their crops.
+
+    store: the packed images that the record's rows refer to.
+    """
+
+    def shown(row: int, distance: float | None = None, mark: Mark | None = None) -> RankedImage:
+        name = f"person {store.pids[row]}, cam {store.camids[row]}"
+        return RankedImage(name, np.asarray(store.images[row]).transpose(1, 2, 0), distance, mark)
+
+    rows: list[RankedRow] = []
+    for end in ("best", "worst"):
+        for place, one in enumerate(queries[end], start=1):
+            ranked = zip(*(one["ranked"][key] for key in ("rows", "distances", "right")), strict=True)
+            images = [shown(row, distance, "right" if right else "wrong") for row, distance, right in ranked]
+            heading = f"{end} {place}: average precision {100 * one['ap']:.1f} %, {one['n_right']} right in the gallery"
+            rows.append((heading, shown(one["row"]), images))
+    return rows
+
+
+def _sheet(lines: Sequence[tuple[str, RankedImage | None, Sequence[RankedImage]]], title: str) -> StudyFigure:
+    """Rows of crops in inches from the top left corner; ranks are counted on from row to row until the next query."""
+    shown = [one for _, query, ranked in lines for one in ((query, *ranked) if query else ranked)]
+    shapes = np.array([one.image.shape[:2] for one in shown], dtype=float)  # (images, 2)
     tallest = float(np.clip((shapes[:, 0] / shapes[:, 1]).max(), 0.6, 3.0))
+    below = max(_name_lines(one.name).count("\n") + 1 for one in shown)
+    above = 1.5 + 2.2 * any(heading for heading, _, _ in lines)  # lines of text over a crop
+    columns = max(len(ranked) for _, _, ranked in lines)
+    width, row = _CELL * max(columns + 1, 6), _CELL * tallest + (below + above + 0.4) * _LINE
+    head = (title.count("\n") + 1) * 1.3 * _LINE + 0.1
     with style():
-        size = (1.05 * max(columns + 1, 6), rows * (0.92 * tallest + 0.5) + 0.5)
-        figure = StudyFigure(figsize=size, layout="constrained")
-        grid = figure.subplots(rows, columns + 1, squeeze=False)
-        for axis in grid.flat:
-            axis.set_visible(False)
-        places = [grid[0, 0], *grid[:, 1:].flat]
-        for rank, (axis, one) in enumerate(zip(places, (query, *ranked), strict=False)):
-            axis.set_visible(True)
-            axis.imshow(one.image, interpolation="antialiased")
-            axis.set(xticks=[], yticks=[], anchor="N")
-            axis.set_title("query" if one.distance is None else f"{rank} · {one.distance:.3f}", fontsize=8)
-            axis.set_xlabel(_name_lines(one.name), fontsize=6, parse_math=False)  # a dollar sign is one
-            axis.spines[:].set(visible=one is query, color="#D55E00", linewidth=2.5)
-        figure.suptitle(title, parse_math=False)
+        # One set of axes in inches: with one for each image, the layout alone took a second for fifty images.
+        figure = StudyFigure(figsize=(width, len(lines) * row + head))
+        axis = figure.add_axes((0, 0, 1, 1))
+        axis.set_axis_off()
+        ranks = iter(range(1, len(shown) + 1))
+        for line, (heading, query, ranked) in enumerate(lines):
+            if query:
+                ranks = iter(range(1, len(shown) + 1))
+            if heading:
+                axis.text(_GAP / 2 * _CELL, line * row + 1.4 * _LINE, heading, fontsize=8, parse_math=False)
+            for column, one in enumerate((query, *ranked)):
+                if one is None:
+                    continue
+                left, top = (column + _GAP / 2) * _CELL, line * row + above * _LINE
+                high, wide = _fitted(one.image, _CELL * (1 - _GAP), _CELL * tallest)
+                left += (_CELL * (1 - _GAP) - wide) / 2
+                where = (left, left + wide, top + high, top)
+                axis.imshow(one.image, extent=where, interpolation="antialiased", zorder=1)
+                colour, sign = MARKS[one.mark] if one.mark else (_QUERY_FRAME, "")
+                if one is query or one.mark:
+                    frame: Any = {"edgecolor": colour, "linestyle": "--" if one.mark == "ignored" else "-"}
+                    axis.add_patch(Rectangle((left, top), wide, high, fill=False, linewidth=2.5, zorder=2, **frame))
+                words = ["query"] if one.distance is None else [f"{one.distance:.3f}"]
+                if one.distance is not None and one.mark != "ignored":
+                    words.insert(0, str(next(ranks)))
+                middle, told = left + wide / 2, f"{' · '.join(words)} {sign}".strip()
+                centred: Any = {"ha": "center", "parse_math": False}
+                above_it, below_it = top - 0.3 * _LINE, top + high + 0.4 * _LINE
+                axis.text(middle, above_it, told, va="bottom", fontsize=8, color=colour if sign else None, **centred)
+                axis.text(middle, below_it, _name_lines(one.name), va="top", fontsize=6, **centred)
+        axis.set(xlim=(0, width), ylim=(len(lines) * row, -head))
+        figure.suptitle(title, parse_math=False, y=1 - 0.05 / figure.get_figheight(), va="top")
     return figure
+
+
+def _fitted(image: UInt8[np.ndarray, "H W 3"], width: float, height: float) -> tuple[float, float]:
+    """Height and width of an image scaled into a box, its shape kept."""
+    scale = min(width / image.shape[1], height / image.shape[0])
+    return image.shape[0] * scale, image.shape[1] * scale
 
 
 def _name_lines(name: str, width: int = 18, most: int = 3) -> str:
@@ -61,112 +145,3 @@ def _name_lines(name: str, width: int = 18, most: int = 3) -> str:
             lines.append("")
         lines[-1] += piece
     return "\n".join(lines if len(lines) <= most else ["…" + lines[-most], *lines[1 - most :]])
-
-
-def image_grid(
-    cells: Sequence[Sequence[UInt8[np.ndarray, "3 H W"] | None]],
-    *,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    title: str,
-    synthetic: bool,
-) -> StudyFigure:
-    """Packed crops of one size in rows and columns; None stays grey.
-
-    Args:
-        cells: one list of crops for each row name, in store order, all equally long.
-        columns: names above, each over the same number of neighbouring crops.
-
-    Raises StudyError when there is no crop.
-    """
-    shapes = [crop.shape[1:] for row in cells for crop in row if crop is not None]
-    need(shapes, "crop")
-    (height, width), per_column = shapes[0], len(cells[0]) // len(columns)
-    gap = max(2, width // 16)
-    lefts = [k * (width + gap) + (k // per_column) * 3 * gap for k in range(len(cells[0]))]
-    tops = [k * (height + gap) for k in range(len(cells))]
-    sheet = np.full((tops[-1] + height, lefts[-1] + width, 3), 255, np.uint8)
-    for top, row in zip(tops, cells, strict=True):
-        for left, crop in zip(lefts, row, strict=True):
-            sheet[top : top + height, left : left + width] = 225 if crop is None else crop.transpose(1, 2, 0)
-    with style():
-        inches = 0.62 / width  # for each pixel
-        size = (max(sheet.shape[1] * inches + 1.1, 6.0), sheet.shape[0] * inches + 1.0)  # 6 inches hold the title
-        figure = StudyFigure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12))
-        axis = figure.subplots()
-        axis.imshow(sheet, interpolation="antialiased")
-        axis.spines[:].set_visible(False)
-        axis.grid(False)
-        axis.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
-        middles = np.array(lefts).reshape(len(columns), per_column).mean(1) + width / 2
-        axis.set_xticks(middles, columns)
-        axis.set_yticks([top + height / 2 for top in tops], rows)
-        figure.suptitle(_marked(title, synthetic))
-    return figure
-
-
-def contact_sheet(
-    images: UInt8[np.ndarray, "N 3 H W"],
-    manifest: pd.DataFrame,
-    pids: Sequence[int],
-    *,
-    per_camera: int = 2,
-    title: str,
-    synthetic: bool,
-) -> StudyFigure:
-    """One row for each identity, `per_camera` crops of each camera, visible cameras left, infrared ones right.
-
-    A cell stays grey where the camera has fewer crops of the identity. `images` and `manifest` are a store's.
-    """
-    cameras = sorted({(MODALITIES.index(m), int(c)) for m, c in zip(manifest.modality, manifest.camid, strict=True)})
-    cells = []
-    for pid in pids:
-        line: list[Any] = []
-        for _, camid in cameras:
-            found = manifest.index[(manifest.pid == pid) & (manifest.camid == camid)]
-            line += [images[row] for row in spread(found, per_camera)] + [None] * (per_camera - len(found))
-        cells.append(line)
-    return image_grid(
-        cells,
-        rows=[f"identity {pid}" for pid in pids],
-        columns=[f"{MODALITIES[modality]}\ncamera {camid}" for modality, camid in cameras],
-        title=title,
-        synthetic=synthetic,
-    )
-
-
-def identity_sheet(
-    images: UInt8[np.ndarray, "N 3 H W"],
-    manifest: pd.DataFrame,
-    pids: Sequence[int],
-    *,
-    count: int = 8,
-    title: str,
-    synthetic: bool,
-) -> StudyFigure:
-    """Two rows for each identity, its visible and its infrared crops, `count` of each spread over its cameras."""
-    cells, rows = [], []
-    for pid in pids:
-        for modality in MODALITIES:
-            found = manifest.index[(manifest.pid == pid) & (manifest.modality == modality)]
-            cells.append([images[row] for row in spread(found, count)] + [None] * (count - len(found)))
-            rows.append(f"identity {pid}\n{modality}")
-    return image_grid(cells, rows=rows, columns=[""], title=title, synthetic=synthetic)
-
-
-def spread(values: Iterable[int], count: int) -> list[int]:
-    """At most `count` of the different values, evenly spaced in ascending order, the first among them."""
-    ordered = sorted({int(value) for value in values})
-    return [ordered[k * len(ordered) // count] for k in range(count)] if len(ordered) > count else ordered
-
-
-def unnormalise(
-    images: Float[np.ndarray, "B 3 H W"], mean: Sequence[float], std: Sequence[float]
-) -> UInt8[np.ndarray, "B 3 H W"]:
-    """What `augment.normalise` was given, to look at: `mean` and `std` of the channels in [0, 1], as there."""
-    scale, shift = (np.array(values)[:, None, None] * 255 for values in (std, mean))
-    return (images * scale + shift).round().clip(0, 255).astype(np.uint8)
-
-
-def _marked(title: str, synthetic: bool) -> str:
-    return f"{title}\nsynthetic: rendered pedestrians, not comparable with the paper" if synthetic else title

@@ -14,8 +14,10 @@ from danet_core import INFRARED, VISIBLE, protocols
 from danet_core.augment import normalise
 from danet_core.config import RunConfig
 from danet_core.distances import centre_claim
-from danet_core.files import StudyError, atomic_path, atomic_write_json, read_json, sha256_json
+from danet_core.extremes import Side, extreme_queries
+from danet_core.files import StudyError, atomic_path, atomic_write_json, read_json, sha256_file, sha256_json
 from danet_core.model import DANet
+from danet_core.probe import modality_probe
 from danet_core.record import RunFolder, load_finished
 from danet_core.repro import deterministic, resolve_device
 from danet_core.store import PackedStore
@@ -58,6 +60,7 @@ def evaluate(
     folder: RunFolder,
     *,
     packed: Path = Path("data/packed"),
+    weights: Path = Path("data/weights"),
     results: Path = Path("results"),
     device: str = "auto",
     split_trial: int | None = None,
@@ -65,16 +68,20 @@ def evaluate(
     """Extract the run's test features, score them under its layout's protocol, and write features and metrics record.
 
     The record (results/<dataset>/metrics/<run>.json) holds, as fractions: `settings` (the cross-modality protocols),
-    `within` (retrieval inside each modality, see protocols.within_modality), `figure1` (distances.centre_claim) and
-    the last epoch's training terms. Nothing in it depends on clock or folder, so that equal runs give equal bytes.
+    `within` (retrieval inside each modality, see protocols.within_modality), `figure1` (distances.centre_claim), the
+    last epoch's training terms, `probe` (probe.modality_probe of the test images: `pretrained` by the backbone weights
+    that the run started from, `before_bn` and `after_bn` by the trained model) and, for SYSU-MM01's layout,
+    `camera_pairs` (protocols.camera_pairs, infrared queries; RegDB has one pair, which its settings score). `queries`
+    are extremes.extreme_queries of the first setting: infrared queries, for SYSU-MM01's layout on its first gallery.
+    Nothing depends on clock or folder, so that equal runs give equal bytes.
     A setting also names what is not the published protocol, where there is such: `galleries` ("random_seed") and
     `rerank` (its numbers).
 
     `split_trial` is the trial whose test images are scored, the configuration's when None. It has to be the one that
     the run was trained on.
 
-    Raises StudyError for a run that is missing, of another configuration or another trial, and for data it was not
-    trained on.
+    Raises StudyError for a run that is missing, of another configuration or another trial, and for data or backbone
+    weights it was not trained on.
     """
     scored = config.trial if split_trial is None else split_trial
     trained = read_json(folder.record)["trial"]
@@ -90,7 +97,11 @@ def evaluate(
         )
     rows = store.rows("test", config.trial)
     _refuse_leak(store, rows, config)
-    model = build_model(config.dataset, tensors["classifier.weight"].shape[0], None)
+    start = weights / f"{config.dataset.name}.safetensors"
+    _refuse_other_weights(start, run["provenance"]["weights_sha256"], folder)
+    classes = tensors["classifier.weight"].shape[0]
+    untrained = extract(build_model(config.dataset, classes, start), store, rows, config, device)
+    model = build_model(config.dataset, classes, None)
     model.load_state_dict(tensors)
     features = extract(model, store, rows, config, device)
     feat = features.retrieval(config.dataset.recipe.test_feature)
@@ -112,6 +123,16 @@ def evaluate(
             "infrared": _within(features, feat, INFRARED),
         },
         "figure1": centre_claim(feat, features.pids, features.modalities),
+        "probe": {
+            name: modality_probe(probed, features.pids, features.modalities)
+            for name, probed in (
+                ("pretrained", untrained.feat),
+                ("before_bn", features.feat),
+                ("after_bn", features.feat_bn),
+            )
+        },
+        **_camera_pairs(features, feat, config.dataset.layout),
+        "queries": _queries(features, feat, store, config),
         "training": {
             "steps": config.epochs * config.dataset.recipe.steps_per_epoch,
             "epochs": config.epochs,
@@ -133,6 +154,16 @@ def _refuse_leak(store: PackedStore, rows: Int[np.ndarray, " n"], config: RunCon
         raise StudyError(
             f"{len(leaked)} of the test identities of {config.dataset.name}, trial {config.trial}, are also training "
             f"identities (first {leaked[0]}); expected none: correct the splits of the raw data"
+        )
+
+
+def _refuse_other_weights(path: Path, expected: str, folder: RunFolder) -> None:
+    """Raise StudyError when the backbone weights are not those the run started from."""
+    found = sha256_file(path) if path.exists() else "no file"
+    if found != expected:
+        raise StudyError(
+            f"{path}: expected the backbone weights that the run {folder.root} started from ({expected[:12]}), found "
+            f"{found[:12]}; run `dvc repro`"
         )
 
 
@@ -168,17 +199,9 @@ def cross_modality(
     options: dict[str, Any] = {"ranks": evaluation.ranks, "rerank": evaluation.rerank}
     marks: dict[str, Any] = {} if evaluation.rerank is None else {"rerank": asdict(evaluation.rerank)}
     if config.dataset.layout == "sysu":
-        pool = features.rows[visible]
+        galleries = _galleries(features, store, config)
         if evaluation.galleries == "random_seed":
-            paths = store.manifest["path"].iloc[pool].tolist()
-            galleries = protocols.random_seed_galleries(
-                pids[visible], features.camids[visible], paths, evaluation.trials
-            )
             marks["galleries"] = "random_seed"
-        else:
-            galleries = {
-                name: np.searchsorted(pool, rows[: evaluation.trials]) for name, rows in store.galleries.items()
-            }
         query = feat[infrared], pids[infrared], features.camids[infrared]
         gallery = feat[visible], pids[visible], features.camids[visible]
         scored = protocols.evaluate_sysu_settings(*query, *gallery, galleries, **options)
@@ -202,6 +225,29 @@ def cross_modality(
     return settings
 
 
+def _galleries(features: Features, store: PackedStore, config: RunConfig) -> dict[str, Int[np.ndarray, "T S"]]:
+    """SYSU-MM01's galleries by setting, as indices into the visible test images."""
+    visible, trials = features.modalities == VISIBLE, config.evaluation.trials
+    pool = features.rows[visible]
+    if config.evaluation.galleries == "random_seed":
+        paths = store.manifest["path"].iloc[pool].tolist()
+        return protocols.random_seed_galleries(features.pids[visible], features.camids[visible], paths, trials)
+    return {name: np.searchsorted(pool, rows[:trials]) for name, rows in store.galleries.items()}
+
+
+def _queries(
+    features: Features, feat: Float[np.ndarray, "n D"], store: PackedStore, config: RunConfig
+) -> dict[str, Any]:
+    infrared, visible = (np.flatnonzero(features.modalities == one) for one in (INFRARED, VISIBLE))
+    ignore, setting = None, "thermal_to_visible"
+    if config.dataset.layout == "sysu":
+        setting = "all_single"
+        visible = visible[np.sort(_galleries(features, store, config)[setting][0])]
+        ignore = protocols.same_place(features.camids[infrared], features.camids[visible])
+    sides = [Side(features.rows[side], feat[side], features.pids[side]) for side in (infrared, visible)]
+    return {"setting": setting, **extreme_queries(sides[0], sides[1], ignore)}
+
+
 def _refuse_other_trial(store: PackedStore, config: RunConfig, folder: RunFolder, trained: int, asked: int) -> None:
     """Raise StudyError: a model of one trial was asked to score the test images of another."""
     seen = np.unique(store.pids[store.rows(config.dataset.train_splits, trained)])
@@ -222,8 +268,17 @@ def _setting(result: protocols.ProtocolResult, chance: float) -> dict[str, Any]:
         "gallery_size": result.gallery_size,
         "chance_rank1": chance,
         "cmc": result.cmc.tolist(),
+        **({"cmc_range": result.cmc_range.tolist()} if len(result.per_trial) > 1 else {}),
         "cmc_level": result.cmc_level,
     }
+
+
+def _camera_pairs(features: Features, feat: Float[np.ndarray, "n D"], layout: str) -> dict[str, Any]:
+    if layout != "sysu":
+        return {}
+    query, gallery = features.modalities == INFRARED, features.modalities == VISIBLE
+    sides = [(feat[side], features.pids[side], features.camids[side]) for side in (query, gallery)]
+    return {"camera_pairs": protocols.camera_pairs(*sides[0], *sides[1])}
 
 
 def _within(features: Features, feat: Float[np.ndarray, "n D"], modality: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import scipy.stats
 
@@ -58,29 +59,47 @@ def ablation_sentences(results: Results, baseline: str = "baseline") -> list[str
     return [ablation_sentence(results, name, baseline) for name in names if name != baseline and baseline in names]
 
 
-def findings(results: Results) -> str:
-    """What the tables of a data set show and what did not reproduce, as Markdown lists.
+class Part(NamedTuple):
+    """Sentences under a heading and an introduction, each of which may be empty; `code spans` are the only markup."""
+
+    heading: str
+    introduction: str
+    lines: list[str]
+
+
+def finding_parts(results: Results) -> list[Part]:
+    """What the tables of a data set show and what did not reproduce.
 
     Every sentence is worked out from the records: the ablation, the Baseline's distance from chance and its last L_id,
-    the retrieval within a modality, Figure 1's claim, gaps, and for a real data set `against_paper` and `paper_slips`.
+    the retrieval within a modality, Figure 1's claim, the modality probe (where the records have it), gaps, and for a
+    real data set `against_paper` and `paper_slips`.
     """
     lines = [SYNTHETIC_NOTE] if results.synthetic else []
     lines += results.markers
     lines += ablation_sentences(results)
     lines += _baseline_sentences(results)
-    shares = [(row.label, score(results, row.name, "figure1", "share", 100.0)) for row in results.variants]
-    if claims := ", ".join(f"{label} {share.mean:.2f} %" for label, share in shares if share):
+    if claims := _by_variant(results, "figure1", "share", 2):
         lines.append(
             "Figure 1's claim (the other modality is farther than the nearest other identity) holds from both sides "
             f"for this share of the test identities: {claims}."
         )
+    lines += _probe_sentences(results)
     if results.missing:
         lines.append(f"Not run, so nothing is said of them: {', '.join(results.missing)}.")
-    parts = [("", lines)]
+    parts = [Part("", "", lines)]
     if not results.synthetic:
-        parts.append((f"{AGAINST_PAPER}\n\n{JUDGED_BY}\n\n", against_paper(results)))
-        parts.append((f"{SLIPS}\n\n", paper_slips(results)))
-    return "\n".join(top + "".join(f"- {escape_markdown(line)}\n" for line in found) for top, found in parts)
+        parts.append(Part(AGAINST_PAPER, JUDGED_BY, against_paper(results)))
+        parts.append(Part(SLIPS, "", paper_slips(results)))
+    return parts
+
+
+def findings(results: Results) -> str:
+    """`finding_parts` as Markdown lists."""
+    texts = []
+    for heading, introduction, lines in finding_parts(results):
+        top = (f"**{heading}**\n\n" if heading else "") + (f"{introduction}\n\n" if introduction else "")
+        texts.append(top + "".join(f"- {escape_markdown(line)}\n" for line in lines))
+    return "\n".join(texts)
 
 
 def against_paper(results: Results) -> list[str]:
@@ -116,22 +135,40 @@ def write_findings(results: Results) -> Path:
     return path
 
 
-def readme_block(datasets: Sequence[str], root: Path | str = ".") -> str:
-    """The result section of the README: per data set its ablation table and what it shows, then where they come from.
+# The README's figures with what they show, for readers who do not see them.
+README_FIGURES = {
+    "results/synth_sysu/figures/cmc.png": "CMC curves of the four variants on synth_sysu, one panel per search setting",
+    "results/synth_sysu/figures/distances.png": (
+        "Distance distributions of the four variants on synth_sysu: same and different people, same and other modality"
+    ),
+}
 
-    Both are the texts in `<root>/results/<dataset>/tables` as the tables notebook wrote them, so that the section
-    agrees with them whatever params.yaml lists now. Raises StudyError for a missing one.
+
+def readme_block(datasets: Sequence[str], root: Path | str = ".") -> str:
+    """The result section of the README: per data set its ablation table and what it shows, two figures, and a pointer.
+
+    The texts are those in `<root>/results/<dataset>/tables` as the tables notebook wrote them, so that the section
+    agrees with them whatever params.yaml lists now. Raises StudyError for a missing text or figure.
     """
     parts = []
     for dataset in datasets:
         parts.append(f"### {dataset}\n")
         for name in ("table3.md", "findings.md"):
-            path = Path(root) / "results" / dataset / "tables" / name
-            if not path.exists():
-                raise StudyError(f"{path} is missing, so the README cannot show it; `dvc repro` makes it")
-            parts.append(path.read_text(encoding="utf-8"))
-    parts.append("Written by `make repro`; all tables as Markdown, CSV and LaTeX: `results/<data set>/tables`.\n")
+            parts.append(_for_readme(Path(root) / "results" / dataset / "tables" / name).read_text(encoding="utf-8"))
+    for place, words in README_FIGURES.items():
+        _for_readme(Path(root) / place)
+        parts.append(f"![{words}. Synthetic: rendered pedestrians.]({place})\n")
+    parts.append(
+        "Written by `make repro`. All tables as Markdown, CSV and LaTeX: `results/<data set>/tables`; all figures as "
+        "PNG and PDF: `results/<data set>/figures`; everything on one page: `make report`.\n"
+    )
     return "\n".join(parts)
+
+
+def _for_readme(path: Path) -> Path:
+    if not path.exists():
+        raise StudyError(f"{path} is missing, so the README cannot show it; `dvc repro` makes it")
+    return path
 
 
 def insert_block(readme: str, block: str) -> str:
@@ -211,11 +248,34 @@ def _baseline_sentences(results: Results, baseline: str = "baseline") -> list[st
     ]
 
 
+def _probe_sentences(results: Results) -> list[str]:
+    """None where a record was made before there was a probe."""
+    records = list(results.records.values())
+    if not records or not all("probe" in record for record in records):
+        return []
+    used = records[0]["config"]["dataset"]["recipe"]["test_feature"]
+    after, before = (_by_variant(results, "probe", name, 1) for name in (used, "pretrained"))
+    if not after:
+        return []
+    starts = {f"{record['probe']['pretrained']:.3f}": 100 * record["probe"]["pretrained"] for record in records}
+    started = f"{next(iter(starts.values())):.1f} %" if len(starts) == 1 else before  # one backbone, but many splits
+    return [
+        "A linear probe tells the modality of a test image from its feature with this balanced accuracy, on people it "
+        f"was not fitted to (50 % is guessing): {after}; before training, from the pretrained backbone, {started}."
+    ]
+
+
+def _by_variant(results: Results, setting: str, metric: str, decimals: int) -> str:
+    """`Baseline 12.34 %, B + CC ...` for the variants that were run."""
+    scores = ((row.label, score(results, row.name, setting, metric, 100.0)) for row in results.variants)
+    return ", ".join(f"{label} {one.mean:.{decimals}f} %" for label, one in scores if one)
+
+
 # -------------------- the paper
 
 
-AGAINST_PAPER = "**Against the paper**"
-SLIPS = "**Where the paper contradicts itself**"
+AGAINST_PAPER = "Against the paper"
+SLIPS = "Where the paper contradicts itself"
 JUDGED_BY = (
     "The paper states neither seeds nor a spread. A figure of its is called reproduced when it lies within two "
     "standard deviations of our mean."

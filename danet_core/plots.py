@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.patches import Rectangle
 
 from danet_core.distances import DIFFERENT_CROSS, DIFFERENT_WITHIN, KINDS, SAME_CROSS, Distributions
 from danet_core.files import StudyError
@@ -67,36 +68,133 @@ def cmc_curves(
     """Cumulative matching characteristic, one panel per setting, one line per variant.
 
     records: evaluation records (`results/<dataset>/metrics/<run>.json`); settings: keys of the record, with words for
-    the panel's title. The line is the mean over a variant's runs (trials and seeds), the band their range where there
-    are several. All panels have the same limits. Percent.
+    the panel's title. The line is the mean over a variant's runs (trials and seeds), the band reaches from the lowest
+    to the highest curve of any run and gallery, where there are several. All panels have the same limits. Percent.
     Raises StudyError when there is no record.
     """
     need(records, "evaluation record")
     labels = {record["variant"]: record["label"] for record in records}
     with style():
         figure, axes = panels(len(settings), columns=2, height=2.6, sharey=True)
+        banded = False
         for axis, (setting, words) in zip(axes, settings.items(), strict=True):
             for variant, label in labels.items():
-                runs = [
-                    record["settings"][setting]["cmc"][:ranks] for record in records if record["variant"] == variant
-                ]
-                curves = 100 * np.array(runs)  # (runs, ranks)
+                runs = [record["settings"][setting] for record in records if record["variant"] == variant]
+                curves = 100 * np.array([run["cmc"][:ranks] for run in runs])  # (runs, ranks)
                 colour, dash = variant_style(variant, list(labels))
                 rank = np.arange(1, curves.shape[1] + 1)
                 axis.plot(rank, curves.mean(axis=0), color=colour, linestyle=dash, label=label)
-                if len(curves) > 1:
-                    low, high = curves.min(axis=0), curves.max(axis=0)
+                ends = [[curve[:ranks] for curve in run.get("cmc_range", [run["cmc"]] * 2)] for run in runs]
+                low, high = 100 * np.array(ends).min(axis=(0, 1)), 100 * np.array(ends).max(axis=(0, 1))
+                if (low < high).any():
                     axis.fill_between(rank, low, high, color=colour, alpha=0.15, linewidth=0)
+                    banded = True
             found = records[0]["settings"][setting]
             chance = 100 * sum(r["settings"][setting]["chance_rank1"] for r in records) / len(records)
             axis.axhline(chance, color="#9A9A9A", linewidth=0.8, linestyle=(0, (1, 2)), label="Rank-1 by chance")
-            axis.set_title(f"{words} ({found['n_valid']} queries, gallery {found['gallery_size']})")
+            axis.set_title(f"{words}\n{found['n_valid']} queries, gallery {found['gallery_size']}")
             axis.set_xlabel("rank k, " + ("identities" if found["cmc_level"] == "identity" else "images"))
             label_left(axis, "matched within k, %")
             axis.set_xlim(1, ranks)
             axis.set_xticks(sorted({1, *range(5, ranks + 1, 5)}))
             axis.set_ylim(0, 100)
+        if banded:
+            axes[0].fill_between(
+                [], [], [], color="#9A9A9A", alpha=0.3, linewidth=0, label="range over galleries and runs"
+            )
         finish(figure, axes, f"CMC on {records[0]['title']}", records[0]["synthetic"])
+    return figure
+
+
+def camera_pairs(records: Sequence[Record]) -> StudyFigure:
+    """mAP between each infrared camera (rows, queries) and each visible one (columns), one panel per variant, percent.
+
+    records: evaluation records of SYSU-MM01's layout; a panel is the mean over a variant's runs, one scale for all. The
+    pair of cameras 3 and 2 is framed with a dash: both look at the same place, and the protocol leaves it out.
+    Raises StudyError when no record has camera pairs (RegDB's layout has one pair only).
+    """
+    found = [record for record in records if record.get("camera_pairs")]
+    need(found, "score of camera pairs")
+    labels = {record["variant"]: record["label"] for record in found}
+    pairs = [pair for record in found for pair in record["camera_pairs"]]
+    queries, galleries = (sorted({pair[key] for pair in pairs}) for key in ("query_camera", "gallery_camera"))
+    maps = []
+    for variant in labels:
+        cells: dict[tuple[int, int], list[float]] = {}
+        for record in (one for one in found if one["variant"] == variant):
+            for pair in record["camera_pairs"]:
+                cells.setdefault((pair["query_camera"], pair["gallery_camera"]), []).append(100 * pair["mAP"])
+        maps.append([[np.mean(cells.get((query, camera), [np.nan])) for camera in galleries] for query in queries])
+    top = float(np.nanmax(maps))
+    with style():
+        figure, axes = panels(len(labels), columns=2, height=1.5, sharey=True)
+        for axis, label, values in zip(axes, labels.values(), maps, strict=True):
+            image = axis.imshow(values, cmap="Blues", vmin=0, vmax=top, aspect="auto")
+            for row, line in enumerate(values):
+                for column, value in enumerate(line):
+                    ink = "white" if value > 0.6 * top else "black"
+                    axis.text(column, row, _percent(value), ha="center", va="center", color=ink)
+            if 3 in queries and 2 in galleries:
+                corner = galleries.index(2) - 0.46, queries.index(3) - 0.46
+                frame: Any = {"fill": False, "linestyle": "--", "linewidth": 1.6, "edgecolor": "#D55E00"}
+                axis.add_patch(Rectangle(corner, 0.92, 0.92, label="same place: not in the protocol", **frame))
+            axis.set_title(label)
+            axis.grid(False)
+            axis.set_xticks(range(len(galleries)), [f"cam {camera}" for camera in galleries])
+            axis.set_yticks(range(len(queries)), [f"cam {camera}" for camera in queries])
+            axis.set_xlabel("visible gallery")
+            label_left(axis, "infrared query")
+        figure.colorbar(image, ax=axes, label="mAP, %", fraction=0.05)
+        finish(figure, axes, f"Camera pairs on {found[0]['title']}", found[0]["synthetic"])
+    return figure
+
+
+PROBED: Mapping[str, tuple[str, str]] = {
+    "pretrained": ("before training: pretrained backbone", "D"),
+    "before_bn": ("trained, before the BN neck", "s"),
+    "after_bn": ("trained, after the BN neck", "o"),
+}
+
+
+def modality_probe(records: Sequence[Record]) -> StudyFigure:
+    """How well a linear probe tells the modality from the feature, before and after training, one line per variant.
+
+    records: evaluation records with `probe` (probe.modality_probe); a mark is the mean over a variant's runs. Balanced
+    accuracy in percent on identities that the probe was not fitted to; at 50 the modality cannot be told. The number
+    beside a variant is that of the feature that retrieval uses.
+    Raises StudyError when no record has one.
+    """
+    found = [record for record in records if record.get("probe")]
+    need(found, "modality probe")
+    labels = {record["variant"]: record["label"] for record in found}
+    used = found[0]["config"]["dataset"]["recipe"]["test_feature"]
+    with style():
+        figure, (axis,) = panels(1, columns=1, height=0.42 * len(labels) + 1.0, sharey=True)
+        for place, variant in enumerate(labels):
+            colour, _ = variant_style(variant, list(labels))
+            runs = [record["probe"] for record in found if record["variant"] == variant]
+            means = {name: 100 * float(np.mean([run[name] for run in runs])) for name in PROBED}
+            axis.plot([means["pretrained"], means[used]], [place, place], color="#C8C8C8", linewidth=1, zorder=1)
+            for name, (words, marker) in PROBED.items():
+                face = colour if name == used else "white"
+                axis.plot(
+                    means[name],
+                    place,
+                    marker=marker,
+                    markersize=7 if name == used else 5.5,
+                    markerfacecolor=face,
+                    markeredgecolor="#4D4D4D" if name == "pretrained" else colour,
+                    linestyle="none",
+                    label=words if place == 0 else None,
+                )
+            axis.annotate(_percent(means[used]), (means[used], place), (0, 7), textcoords="offset points", ha="center")
+        axis.axvline(50, color="#9A9A9A", linewidth=0.8, linestyle=(0, (1, 2)), label="modality cannot be told")
+        axis.set_xlim(48, 102)
+        axis.set_ylim(len(labels) - 0.5, -0.6)
+        axis.set_yticks(range(len(labels)), list(labels.values()))
+        axis.grid(False, axis="y")
+        axis.set_xlabel("balanced accuracy of a linear probe for the modality, %")
+        finish(figure, [axis], f"Modality told from the feature\n{found[0]['title']}", found[0]["synthetic"])
     return figure
 
 
@@ -153,6 +251,10 @@ def distance_distributions(
             axis.set_ylim(0, 1.35 * top)  # room for the text
         finish(figure, axes, f"Distances (the paper's Figure 1) on {title}", synthetic)
     return figure
+
+
+def _percent(value: float | np.floating) -> str:
+    return "–" if math.isnan(value) else f"{value:.1f}"
 
 
 def _number(value: float) -> str:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from danet_core.config import Rerank
@@ -55,6 +55,7 @@ class ProtocolResult:
         gallery_size: images in each trial's gallery.
         cmc: (ranks,) float64, mean CMC curve over the trials, rank k at index k - 1, held at its last value beyond
             the gallery.
+        cmc_range: (2, ranks) float64, at each rank the lowest and the highest CMC among the trials.
         cmc_level: what a rank of the CMC counts, "identity" or "image".
     """
 
@@ -65,6 +66,7 @@ class ProtocolResult:
     n_query: int
     gallery_size: int
     cmc: np.ndarray
+    cmc_range: np.ndarray
     cmc_level: CmcLevel
 
 
@@ -158,12 +160,11 @@ def evaluate_sysu_settings(
 
     def score(trials: np.ndarray) -> QueryScores:
         used = np.flatnonzero(trials.any(axis=0))  # ascending, so ties keep their order
-        from_query, from_gallery = q_camids == SAME_PLACE[0], g_camids[used] == SAME_PLACE[1]
         return _score(
             query,
             _Images(pool.feat[used], pool.pids[used]),
             trials[:, used],
-            lambda rows: from_query[rows, None] & from_gallery,
+            lambda rows: same_place(q_camids[rows], g_camids[used]),
             cmc="identity",
             distance=distance,
             rerank=rerank,
@@ -180,6 +181,15 @@ def evaluate_sysu_settings(
         results[name] = _result(trials, int(mask[0].sum()), "identity", ranks, name)
         done += len(mask)
     return results
+
+
+def same_place(q_camids: Integer[np.ndarray, " Q"], g_camids: Integer[np.ndarray, " G"]) -> Bool[np.ndarray, "Q G"]:
+    """Pairs that SYSU-MM01's protocol ignores: a query of camera 3 with a gallery image of camera 2.
+
+    RegDB's protocol ignores none, and this gives none there, since RegDB has no camera 3.
+    Source: the evaluation code published with SYSU-MM01 (Wu et al., ICCV 2017).
+    """
+    return np.logical_and.outer(q_camids == SAME_PLACE[0], g_camids == SAME_PLACE[1])
 
 
 def evaluate_regdb(
@@ -264,6 +274,58 @@ def within_modality(
     members = np.ones((1, len(images.pids)), dtype=bool)
     scores = _score(images, images, members, ignore, cmc="image", distance=distance)
     return _result(scores, len(images.pids), "image", ranks, "within one modality")
+
+
+def camera_pairs(
+    q_feat: Float[np.ndarray, "Q D"] | Float[Tensor, "Q D"],
+    q_pids: Integer[np.ndarray, " Q"] | Integer[Tensor, " Q"],
+    q_camids: Integer[np.ndarray, " Q"] | Integer[Tensor, " Q"],
+    g_feat: Float[np.ndarray, "G D"] | Float[Tensor, "G D"],
+    g_pids: Integer[np.ndarray, " G"] | Integer[Tensor, " G"],
+    g_camids: Integer[np.ndarray, " G"] | Integer[Tensor, " G"],
+) -> list[dict[str, float | int]]:
+    """Which pair of cameras is how hard: all images of one camera as queries against all images of another.
+
+    No part of a protocol: nothing is drawn and no pair is removed, so that cameras 3 and 2, which look at the same
+    place and which SYSU-MM01's protocol leaves out, stand beside the others. mAP depends on the size of the gallery and
+    on the matches in it, so pairs compare well between models and only roughly with one another. Cosine distance.
+
+    Args:
+        q_feat: (Q, D) features of the queries, all of one modality; g_feat: (G, D) those of the other modality.
+        q_pids, q_camids, g_pids, g_camids: identities and cameras of both.
+
+    Returns:
+        One entry per pair in which any query has a match, by query camera, then gallery camera: query_camera,
+        gallery_camera, cmc1 (image-level) and mAP as fractions, n_query, n_valid (queries with a match, which the means
+        are over) and gallery_size.
+
+    Raises:
+        StudyError (a ValueError): lengths disagree, a feature is not finite, or there is no image on one side.
+    """
+    query, pool = _Images.of(q_feat, q_pids, "q"), _Images.of(g_feat, g_pids, "g")
+    q_camids, g_camids = as_ints(q_camids, "q_camids", len(query.pids)), as_ints(g_camids, "g_camids", len(pool.pids))
+    cameras = np.unique(g_camids)
+    members = g_camids == cameras[:, None]  # (cameras, G): each camera's images are one gallery of the ranked pool
+    scores = _score(query, pool, members, None, cmc="image", distance="cosine")
+    pairs: list[dict[str, float | int]] = []
+    for asked in np.unique(q_camids):
+        own = QueryScores(*(part[q_camids == asked] for part in scores))
+        for gallery, camera in enumerate(cameras):
+            if not own.first[:, gallery].any():
+                continue
+            found = average(own, gallery, 1)
+            pairs.append(
+                {
+                    "query_camera": int(asked),
+                    "gallery_camera": int(camera),
+                    "cmc1": float(found.cmc[0]),
+                    "mAP": found.mAP,
+                    "n_query": len(own.ap),
+                    "n_valid": found.n_valid,
+                    "gallery_size": int(members[gallery].sum()),
+                }
+            )
+    return pairs
 
 
 def chance_rank1(
@@ -486,6 +548,7 @@ def _result(scores: QueryScores, gallery_size: int, level: CmcLevel, ranks: int,
         for trial in trials
     )
     n_valid = tuple(trial.n_valid for trial in trials)
+    curves = np.array([trial.cmc[:ranks] for trial in trials])  # (T, ranks)
     return ProtocolResult(
         mean={key: float(np.mean([trial[key] for trial in per_trial])) for key in per_trial[0]},
         per_trial=per_trial,
@@ -493,6 +556,7 @@ def _result(scores: QueryScores, gallery_size: int, level: CmcLevel, ranks: int,
         n_valid_per_trial=n_valid,
         n_query=len(scores.ap),
         gallery_size=gallery_size,
-        cmc=np.mean([trial.cmc[:ranks] for trial in trials], axis=0),
+        cmc=curves.mean(axis=0),
+        cmc_range=np.stack([curves.min(axis=0), curves.max(axis=0)]),
         cmc_level=level,
     )

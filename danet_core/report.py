@@ -181,7 +181,7 @@ def tidy(records: Iterable[Record]) -> pd.DataFrame:
     """Records as a tidy table: one row per variant, trial, seed, setting and metric, scores as fractions.
 
     Settings are the protocol's (`all_single`, `thermal_to_visible`, ...), the same with `:identity_level` for RegDB's
-    identity-level CMC, `within_visible` and `within_infrared`, `figure1` and `training`.
+    identity-level CMC, `within_visible` and `within_infrared`, `figure1`, `probe` and `training`.
     """
     rows = [(r["variant"], r["trial"], r["seed"], *metric) for r in records for metric in _metrics(r)]
     return pd.DataFrame(rows, columns=["variant", "trial", "seed", "setting", "metric", "value"])
@@ -280,6 +280,7 @@ def _metrics(record: Record) -> Iterator[tuple[str, str, float]]:
     for modality, found in record["within"].items():
         groups[f"within_{modality}"] = {key: found[key] for key in ("cmc1", "mAP")}
     groups["figure1"] = {key: value for key, value in record["figure1"].items() if key.startswith("share")}
+    groups["probe"] = record.get("probe", {})  # absent from older records
     training = record["training"]
     groups["training"] = {**training["final"], **{key: training[key] for key in ("steps", "epochs")}}
     for setting, metrics in groups.items():

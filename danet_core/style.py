@@ -119,9 +119,14 @@ def finish(figure: Figure, axes: Sequence[Axes], title: str, synthetic: bool) ->
         if axis is not bottom[_column(axis)]:
             axis.set_xlabel("")
         sns.despine(ax=axis)
-    figure.suptitle(f"{title}\nsynthetic: rendered pedestrians, not comparable with the paper" if synthetic else title)
+    figure.suptitle(titled(title, synthetic))
     columns = 2 if len(handles) == 4 else min(len(handles), 3)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, handlelength=3)
+
+
+def titled(title: str, synthetic: bool) -> str:
+    """A figure's title, with the line that every figure of a rendered data set carries."""
+    return f"{title}\nsynthetic: rendered pedestrians, not comparable with the paper" if synthetic else title
 
 
 def _column(axis: Axes) -> int:

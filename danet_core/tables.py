@@ -80,8 +80,8 @@ class Table:
         for block in self.blocks:
             if block.heading:
                 lines += [f"**{escape_markdown(block.heading)}**", ""]
-            lines += [_markdown_row(self._headers()), "| :-- |" + " --: |" * (len(self.columns) + 1)]
-            lines += [_markdown_row(self._texts(row)) for row in block.rows]
+            lines += [_markdown_row(self.headers()), "| :-- |" + " --: |" * (len(self.columns) + 1)]
+            lines += [_markdown_row(self.texts(row)) for row in block.rows]
             lines.append("")
         runs = f"Made of {len(self.runs)} runs: {', '.join(self.runs)}." if self.runs else "Made of no run."
         return "\n".join([*lines, f"<sub>{escape_markdown(' '.join([runs, *self.notes]))}</sub>"]) + "\n"
@@ -113,7 +113,7 @@ class Table:
         lines = [f"% {line}" for line in ("\\usepackage{booktabs}", *self.runs, *self.notes)]
         lines += ["\\begin{table*}", "\\centering", "\\small", "\\setlength{\\tabcolsep}{4pt}"]
         lines += [f"\\caption{{{escape_latex(self.caption)}}}", f"\\label{{tab:{self.dataset}-{self.name}}}"]
-        lines += [f"\\begin{{tabular}}{{l{'r' * (width - 1)}}}", "\\toprule", _latex_row(self._headers())]
+        lines += [f"\\begin{{tabular}}{{l{'r' * (width - 1)}}}", "\\toprule", _latex_row(self.headers())]
         for block in self.blocks:
             lines.append("\\midrule")
             if block.heading:
@@ -123,13 +123,14 @@ class Table:
                 if previous == "paper" != row.source:
                     lines.append("\\addlinespace")
                 previous = row.source
-                lines.append(_latex_row(self._texts(row)))
+                lines.append(_latex_row(self.texts(row)))
         return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table*}"]) + "\n"
 
-    def _headers(self) -> list[str]:
+    def headers(self) -> list[str]:
+        """The first line of each block."""
         return ["Variant", *(column.header for column in self.columns), "Seeds"]
 
-    def _texts(self, row: Row) -> list[str]:
+    def texts(self, row: Row) -> list[str]:
         """What a row shows. Which spreads any cell of the table has decides how all look."""
         return [row.label, *(_cell_text(cell, row.source, self.spreads) for cell in row.cells), row.seeds]
 

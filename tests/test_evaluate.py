@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from danet_core import evaluate as evaluate_module
 from danet_core.backbone import ResNet
@@ -45,7 +45,11 @@ def finished(request, tmp_path_factory):
 def run(finished, **evaluation):
     root, config, folder = finished
     config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **evaluation))
-    return evaluate(config, folder, packed=root / "data/packed", results=root / "results", device="cpu")
+    return evaluate(config, folder, **folders(root), device="cpu")
+
+
+def folders(root):
+    return {"packed": root / "data/packed", "weights": root / "data/weights", "results": root / "results"}
 
 
 def test_the_record_holds_every_setting_of_the_layout_and_the_final_losses(finished):
@@ -54,7 +58,14 @@ def test_the_record_holds_every_setting_of_the_layout_and_the_final_losses(finis
     for setting in record["settings"].values():
         assert set(setting["mean"]) == {"cmc1", "cmc5", "cmc10", "cmc20", "mAP", "mINP"}
         assert len(setting["cmc"]) == 50
-        assert 0 < setting["chance_rank1"] < 1
+        if len(setting["per_trial"]) == 1:  # RegDB: the range would be the curve
+            assert "cmc_range" not in setting
+            continue
+        low, high = setting["cmc_range"]
+        assert [low[0], high[0]] == [one([trial["cmc1"] for trial in setting["per_trial"]]) for one in (min, max)]
+        assert len(low) == len(high) == 50
+        np.testing.assert_array_less(low, np.array(setting["cmc"]) + 1e-9)
+        np.testing.assert_array_less(setting["cmc"], np.array(high) + 1e-9)
     assert all(record["training"]["final"][term] is not None for term in ("L_id", "L_cc", "L_sid", "L_M", "total"))
     assert record["synthetic"] is True
     assert record["training"]["steps"] == 6
@@ -104,6 +115,60 @@ def test_a_model_that_sees_only_the_modality_is_at_chance_across_and_figure_1_ho
 
     monkeypatch.setattr(evaluate_module, "extract", blind)
     assert run(finished)["figure1"]["share"] == 1.0
+
+
+def test_the_probe_tells_trained_from_untrained_and_sits_at_chance_for_an_ideal_model(finished, monkeypatch):
+    probe = run(finished)["probe"]
+    assert set(probe) == {"pretrained", "before_bn", "after_bn"}
+    assert all(0 <= value <= 1 for value in probe.values())
+
+    def told_apart(model, store, rows, config, device):
+        modality = np.where(store.modalities[rows] == 1, 1.0, -1.0).astype(np.float32)
+        alike = np.ones((len(rows), 2), dtype=np.float32)
+        seen = np.stack([modality, np.ones_like(modality)], axis=1)
+        trained = "pretrained" if torch.equal(model.backbone.conv1.weight, start) else "trained"
+        feat, feat_bn = (seen, seen) if trained == "pretrained" else (alike, seen)
+        return Features(rows, feat, feat_bn, store.pids[rows], store.camids[rows], store.modalities[rows])
+
+    root, config, _ = finished
+    start = load_file(root / "data/weights" / f"{config.dataset.name}.safetensors")["conv1.weight"]
+    monkeypatch.setattr(evaluate_module, "extract", told_apart)
+    assert run(finished)["probe"] == {"pretrained": 1.0, "before_bn": 0.5, "after_bn": 1.0}
+
+
+def test_camera_pairs_stand_in_the_record_of_sysus_layout_only(finished):
+    record = run(finished)
+    if record["layout"] == "regdb":
+        assert "camera_pairs" not in record
+        return
+    pairs = [(pair["query_camera"], pair["gallery_camera"]) for pair in record["camera_pairs"]]
+    assert pairs == [(query, gallery) for query in (3, 6) for gallery in (1, 2, 4, 5)]
+
+
+def test_the_queries_of_the_record_are_infrared_and_their_gallery_is_the_first_of_the_first_setting(finished):
+    root, config, _ = finished
+    record = run(finished)
+    store = PackedStore.open(root / "data/packed" / config.dataset.name)
+    sysu = record["layout"] == "sysu"
+    assert record["queries"]["setting"] == ("all_single" if sysu else "thermal_to_visible")
+    gallery = store.galleries["all_single"][0] if sysu else np.flatnonzero(store.modalities == 0)
+    for one in record["queries"]["best"] + record["queries"]["worst"]:
+        assert store.modalities[one["row"]] == 1
+        rows = np.array(one["ranked"]["rows"])
+        assert np.isin(rows, gallery).all()
+        assert one["ranked"]["right"] == (store.pids[rows] == store.pids[one["row"]]).tolist()
+        assert not (sysu and store.camids[one["row"]] == 3 and (store.camids[rows] == 2).any())
+
+
+def test_backbone_weights_that_the_run_did_not_start_from_are_refused(finished, tmp_path):
+    root, config, folder = finished
+    elsewhere = {**folders(root), "results": tmp_path / "results", "weights": tmp_path}
+    with pytest.raises(StudyError, match="expected the backbone weights that the run .* started from .* found no file"):
+        evaluate(config, folder, **elsewhere, device="cpu")
+    save_file(ResNet("resnet18", 8).state_dict(), tmp_path / f"{config.dataset.name}.safetensors")
+    with pytest.raises(StudyError, match="started from .* found [0-9a-f]{12}; run `dvc repro`"):
+        evaluate(config, folder, **elsewhere, device="cpu")
+    assert not (tmp_path / "results").exists()
 
 
 def test_features_do_not_depend_on_how_many_images_share_a_forward_pass(finished):
@@ -173,8 +238,7 @@ def test_a_trial_that_the_store_lacks_is_refused_too(two_trials):
 
 def test_asking_for_the_runs_own_trial_is_what_happens_without_asking(finished):
     root, config, folder = finished
-    folders = {"packed": root / "data/packed", "results": root / "results"}
-    assert evaluate(config, folder, **folders, device="cpu", split_trial=config.trial) == run(finished)
+    assert evaluate(config, folder, **folders(root), device="cpu", split_trial=config.trial) == run(finished)
 
 
 def test_a_default_record_does_not_mention_what_was_not_used(finished):
@@ -195,7 +259,7 @@ def test_galleries_by_random_seed_are_single_shot_and_named_in_every_setting(fin
         assert setting["per_trial"] != usual["per_trial"]
         for key in ("gallery_size", "n_query", "n_valid"):
             assert setting[key] == usual[key]
-    left_out = {"settings": None}
+    left_out = {"settings": None, "queries": None}
     assert {**record, **left_out} == {**default, **left_out}
 
 

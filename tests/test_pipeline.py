@@ -112,6 +112,9 @@ def test_one_command_makes_every_table_and_figure_of_both_data_sets(project):
             assert "ynthetic" in markdown
             assert "not comparable" in markdown
         assert {path.suffix for path in (results / "figures").iterdir()} == {".png", ".pdf"}
+    report = (project / "results/report.html").read_text()
+    assert report.count("<img ") == 6 + 5
+    assert "not made on this machine" not in report and "not on this machine" not in report
 
 
 def test_training_prints_one_line_per_epoch_and_no_progress_bar(project):
@@ -228,9 +231,10 @@ def test_changing_lambda_2_makes_exactly_the_ml_variants_stale_and_what_follows_
     """Last in this file: it leaves the copy with another lambda_2."""
     edit(project, lambda params: params["modules"]["ml"].update(lambda_2=9.0))
     trained = {"train_sysu@synth_sysu-1-b_ml_cc-0", "train_regdb@synth_regdb-1-b_ml_cc-0"}
-    shown = {f"{what}_{layout}@synth_{layout}" for what in ("tables", "figures") for layout in ("sysu", "regdb")}
+    made = ("tables", "figures", "section")
+    shown = {f"{what}_{layout}@synth_{layout}" for what in made for layout in ("sysu", "regdb")}
     assert set(status(project)) == trained | shown
     done = shell(project, "dvc", "repro")
     ran = set(re.findall(r"Running stage '([^']+)'", done.stdout + done.stderr))
     evaluated = {stage.replace("train", "evaluate") for stage in trained}
-    assert ran - {"readme"} == trained | evaluated | shown
+    assert ran - {"readme"} == trained | evaluated | shown | {"report"}

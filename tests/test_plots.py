@@ -20,9 +20,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from danet_core import plots, report, style
+from danet_core import crops, plots, report, style
 from danet_core.distances import centre_claim, distance_distributions
 from danet_core.files import StudyError
+from danet_core.store import PackedStore
+from tests.stores import make_store
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -72,7 +74,68 @@ def test_cmc_curves_draw_the_mean_of_the_runs_in_common_limits() -> None:
     indoor = panels(figure)[2]
     stored = np.array([run["settings"]["indoor_single"]["cmc"][:20] for run in runs])
     np.testing.assert_allclose(lines(indoor, "B + CC")[0].get_ydata(), 100 * stored.mean(axis=0))
-    assert len(indoor.collections) == 1  # the band from the lowest run to the highest
+    (band,) = indoor.collections  # from the lowest gallery of the lowest run to the highest of the highest
+    drawn = band.get_paths()[0].vertices[:, 1]  # type: ignore[index]
+    ends = np.array([run["settings"]["indoor_single"]["cmc_range"] for run in runs])[:, :, :20]
+    assert drawn.min() == pytest.approx(100 * ends.min()) and drawn.max() == pytest.approx(100 * ends.max())
+    assert "range over galleries and runs" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_cmc_of_one_run_without_several_galleries_has_no_band() -> None:
+    figure = plots.cmc_curves([records.record("synth_regdb", "b_cc")], report.SETTINGS["regdb"])
+    assert not any(axis.collections for axis in panels(figure))
+    assert not [text for text in figure.legends[0].get_texts() if "range" in text.get_text()]
+
+
+def test_camera_pairs_show_the_mean_of_the_runs_on_one_scale_with_the_same_place_framed() -> None:
+    runs = [records.record("synth_sysu", name, seed=seed) for name in ("baseline", "b_cc") for seed in (0, 1)]
+    figure = plots.camera_pairs(runs)
+    shown = [axis for axis in panels(figure) if axis.images]
+    assert [axis.get_title() for axis in shown] == ["Baseline", "B + CC"]
+    assert len({axis.images[0].get_clim() for axis in shown}) == 1
+    first = {(p["query_camera"], p["gallery_camera"]): p["mAP"] for p in runs[0]["camera_pairs"]}
+    second = {(p["query_camera"], p["gallery_camera"]): p["mAP"] for p in runs[1]["camera_pairs"]}
+    expected = [[50 * (first[3, camera] + second[3, camera]) for camera in (1, 2, 4, 5)]]
+    np.testing.assert_allclose(shown[0].images[0].get_array()[:1], expected)
+    assert shown[0].texts[1].get_text() == f"{expected[0][1]:.1f}"
+    assert [patch.get_xy() for patch in shown[0].patches] == [(0.54, -0.46)]  # row of camera 3, column of camera 2
+
+
+def test_a_camera_pair_without_a_match_is_a_dash() -> None:
+    run = records.record("synth_sysu", "baseline")
+    del run["camera_pairs"][2]
+    texts = [text.get_text() for text in plots.camera_pairs([run]).axes[0].texts]
+    assert texts[2] == "–" and texts.count("–") == 1
+
+
+def test_modality_probe_marks_before_and_after_and_prints_the_number_of_the_feature_in_use() -> None:
+    runs = [records.record("synth_sysu", name, seed=seed) for name in ("baseline", "b_cc") for seed in (0, 1)]
+    (axis,) = panels(plots.modality_probe(runs))
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["Baseline", "B + CC"]
+    marks = {(line.get_marker(), line.get_ydata()[0]): line.get_xdata()[0] for line in axis.get_lines()}
+    means = {key: 50 * (runs[2]["probe"][key] + runs[3]["probe"][key]) for key in plots.PROBED}
+    for key, (_, marker) in plots.PROBED.items():
+        assert marks[marker, 1] == pytest.approx(means[key])
+    assert axis.texts[1].get_text() == f"{means['after_bn']:.1f}"
+
+
+def test_best_and_worst_queries_are_drawn_with_their_crops_and_marks(tmp_path: Path) -> None:
+    store = PackedStore.open(make_store(tmp_path / "synth_sysu", "sysu"))
+    queries = records.record("synth_sysu", "b_cc")["queries"]
+    rows = crops.extreme_rows(queries, store)
+    assert [heading.partition(":")[0] for heading, _, _ in rows] == [
+        f"{end} {place}" for end in ("best", "worst") for place in (1, 2, 3)
+    ]
+    assert "average precision 1.0 %, 1 right" in rows[5][0]
+    for (_, query, ranked), one in zip(rows, queries["best"] + queries["worst"], strict=True):
+        np.testing.assert_array_equal(query.image, store.images[one["row"]].transpose(1, 2, 0))
+        np.testing.assert_array_equal(ranked[3].image, store.images[one["ranked"]["rows"][3]].transpose(1, 2, 0))
+        assert [image.mark for image in ranked] == ["right"] + 9 * ["wrong"]
+    figure = crops.ranked_lists(rows, title="somewhere", synthetic=True)
+    assert "somewhere\nsynthetic" in title(figure)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts.count("query") == 6 and texts.count("1 · 0.000 ✓") == 6 and texts.count("10 · 0.900 ✗") == 6
+    assert len(figure.axes[0].images) == 66
 
 
 def test_distance_figure_has_four_curves_per_variant_in_common_limits() -> None:
@@ -106,9 +169,11 @@ def test_every_figure_says_whether_it_is_synthetic(dataset: str) -> None:
         plots.training_curves([records.training_record(dataset, "baseline")], **about),
         plots.cmc_curves([records.record(dataset, "baseline")], report.SETTINGS["regdb"]),
         plots.distance_distributions({"B": distance_distributions(**arrays("baseline"))}, **about),
+        plots.modality_probe([records.record(dataset, "baseline")]),
+        plots.camera_pairs([records.record(dataset.replace("regdb", "sysu"), "baseline")]),
     ]
-    assert [("synthetic" in title(figure)) for figure in figures] == [synthetic] * 3
-    assert all(records.TITLES[dataset] in title(figure) for figure in figures)
+    assert [("synthetic" in title(figure)) for figure in figures] == [synthetic] * 5
+    assert all(records.TITLES[dataset] in title(figure) for figure in figures[:4])
 
 
 def test_nothing_to_draw_is_an_error_with_a_remedy() -> None:
@@ -116,6 +181,14 @@ def test_nothing_to_draw_is_an_error_with_a_remedy() -> None:
         plots.training_curves([], **SOMEWHERE)
     with pytest.raises(StudyError, match="no evaluation record"):
         plots.cmc_curves([], report.SETTINGS["sysu"])
+    before = records.record("synth_regdb", "baseline")  # RegDB has no camera pairs, and an older record no probe
+    del before["probe"]
+    with pytest.raises(StudyError, match="no score of camera pairs to draw"):
+        plots.camera_pairs([before])
+    with pytest.raises(StudyError, match="no modality probe to draw.*dvc repro"):
+        plots.modality_probe([before])
+    with pytest.raises(StudyError, match="no ranked list to draw"):
+        crops.ranked_lists([], **SOMEWHERE)
 
 
 def test_a_variant_keeps_its_colour_whatever_is_drawn_beside_it() -> None:
@@ -209,11 +282,12 @@ def test_the_figures_notebook_writes_every_figure(
     chosen = study(seeds=(0, 1))
     write_records(tmp_path, dataset, chosen)
     write_runs(tmp_path, dataset, chosen)
+    make_store(tmp_path / "data" / "packed" / dataset, dataset.removeprefix("synth_"))
     run_notebook("05_figures.ipynb", tmp_path, chosen, monkeypatch, dataset=dataset)
     written = {path.name for path in (tmp_path / "results" / dataset / "figures").iterdir()}
-    assert written == {
-        f"{name}.{suffix}" for name in ("training_curves", "cmc", "distances") for suffix in ("png", "pdf")
-    }
+    names = ["training_curves", "cmc", "distances", "modality_probe", "ranked_lists"]
+    names += ["camera_pairs"] if dataset == "synth_sysu" else []
+    assert written == {f"{name}.{suffix}" for name in names for suffix in ("png", "pdf")}
 
 
 def test_features_are_those_retrieval_uses(tmp_path: Path) -> None:

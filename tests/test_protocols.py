@@ -51,9 +51,10 @@ def assert_equal(found: dict[str, float], expected: dict[str, float], tolerance:
 
 def assert_equal_results(found: ProtocolResult, expected: ProtocolResult) -> None:
     np.testing.assert_allclose(found.cmc, expected.cmc, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.cmc_range, expected.cmc_range, rtol=0, atol=1e-12)
     for one, other in zip((found.mean, *found.per_trial), (expected.mean, *expected.per_trial), strict=True):
         assert one == pytest.approx(other, abs=1e-12)
-    left_out = {"cmc": None, "mean": None, "per_trial": None}
+    left_out = {"cmc": None, "cmc_range": None, "mean": None, "per_trial": None}
     assert {**vars(found), **left_out} == {**vars(expected), **left_out}
 
 
@@ -304,7 +305,7 @@ def test_inputs_are_unchanged_and_tensors_score_as_arrays_do() -> None:
 
 def test_a_result_is_plain_json() -> None:
     result = sysu_case(6, g_camids=[1, 1], g_pids=[9, 1])
-    record = {**vars(result), "cmc": result.cmc.tolist()}
+    record = {**vars(result), "cmc": result.cmc.tolist(), "cmc_range": result.cmc_range.tolist()}
     assert json.loads(json.dumps(record, allow_nan=False))["mean"] == result.mean
 
 
@@ -521,3 +522,34 @@ NAN = np.array([[1.0, 0.0], [np.nan, 0.0]])
 def test_a_wrong_evaluation_is_refused_with_a_sentence(call: Callable[[], Any], words: str) -> None:
     with pytest.raises(StudyError, match=words):
         call()
+
+
+def test_a_camera_pair_is_scored_as_its_images_alone_would_be():
+    rng = np.random.default_rng(5)
+    q_pids, g_pids = rng.integers(0, 5, 40), rng.integers(0, 5, 60)
+    q_camids, g_camids = rng.choice([3, 6], 40), rng.choice([1, 2, 4, 5], 60)
+    g_pids[g_camids == 5] = 9  # nobody who is asked for
+    q_feat, g_feat = rng.normal(size=(40, 8)), rng.normal(size=(60, 8))
+    pairs = protocols.camera_pairs(q_feat, q_pids, q_camids, g_feat, g_pids, g_camids)
+    assert [(pair["query_camera"], pair["gallery_camera"]) for pair in pairs] == [
+        (query, gallery) for query in (3, 6) for gallery in (1, 2, 4)
+    ]
+    for pair in pairs:
+        query, gallery = q_camids == pair["query_camera"], g_camids == pair["gallery_camera"]
+        a, b = (feat / np.linalg.norm(feat, axis=1, keepdims=True) for feat in (q_feat[query], g_feat[gallery]))
+        alone = metrics.retrieval_metrics(1 - a @ b.T, q_pids[query], g_pids[gallery], cmc="image")
+        assert pair["mAP"] == pytest.approx(alone.mAP) and pair["cmc1"] == pytest.approx(alone.cmc[0])
+        assert (pair["n_query"], pair["n_valid"], pair["gallery_size"]) == (query.sum(), alone.n_valid, gallery.sum())
+
+
+def test_the_range_of_the_cmc_is_that_of_the_single_trials():
+    rng = np.random.default_rng(6)
+    query = rng.normal(size=(20, 6)), rng.integers(0, 6, 20), rng.choice([3, 6], 20)
+    pool = rng.normal(size=(48, 6)), np.arange(48) % 6, rng.choice([1, 4, 5], 48)
+    galleries = np.stack([rng.permutation(24)[:18], 24 + rng.permutation(24)[:18]])
+    both = protocols.evaluate_sysu(*query, *pool, galleries, ranks=6)
+    alone = [protocols.evaluate_sysu(*query, *pool, trial[None], ranks=6) for trial in galleries]
+    curves = np.array([one.cmc for one in alone])
+    np.testing.assert_allclose(both.cmc_range, [curves.min(axis=0), curves.max(axis=0)])
+    assert (both.cmc_range[0] < both.cmc_range[1]).any()
+    np.testing.assert_array_equal(alone[0].cmc_range, [alone[0].cmc, alone[0].cmc])

@@ -18,6 +18,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -352,21 +353,33 @@ def test_the_picture_holds_query_ranks_and_distances_in_order_with_the_crops_uns
 
     images = [RankedImage(f"{n}.jpg", crop(n, 30 + n), n / 10) for n in range(1, 14)]
     figure = ranked_list(RankedImage("q.jpg", crop(200)), images, title="somewhere")
-    panels = [axis for axis in figure.axes if axis.get_visible()]
-    assert len(panels) == 14
-    by_title = {axis.get_title(): axis for axis in panels}
-    assert list(by_title)[:3] == ["query", "1 · 0.100", "2 · 0.200"]
-    for rank in range(1, 14):
-        axis = by_title[f"{rank} · {rank / 10:.3f}"]
-        assert axis.get_xlabel() == f"{rank}.jpg"
-        assert axis.get_images()[0].get_array()[0, 0, 0] == rank  # type: ignore[index]
-        assert axis.get_aspect() == 1
-    figure.canvas.draw()
-    corners = {rank: by_title[f"{rank} · {rank / 10:.3f}"].get_position() for rank in (1, 2, 11)}
-    assert corners[1].x0 < corners[2].x0 and corners[11].y1 < corners[1].y0
-    assert corners[11].x0 == pytest.approx(corners[1].x0, abs=0.02)  # below the first, not below the query
+    (axis,) = figure.axes
+    words = [text.get_text() for text in axis.texts]
+    assert words[:6] == ["query", "q.jpg", "1 · 0.100", "1.jpg", "2 · 0.200", "2.jpg"]
+    assert words[2:] == [word for n in range(1, 14) for word in (f"{n} · {n / 10:.3f}", f"{n}.jpg")]
+    places = {}
+    for rank, drawn in enumerate(axis.images):
+        assert drawn.get_array()[0, 0, 0] == (rank or 200)  # type: ignore[index]
+        left, right, bottom, top = drawn.get_extent()
+        assert (bottom - top) / (right - left) == pytest.approx((30 + rank if rank else 40) / 20)
+        places[rank] = left, top
+    assert axis.get_aspect() == 1
+    assert np.diff(axis.get_xlim()) / -np.diff(axis.get_ylim()) == pytest.approx(np.divide(*figure.get_size_inches()))
+    assert places[0][0] < places[1][0] < places[2][0] and places[11][1] > places[1][1]
+    assert places[11][0] == pytest.approx(places[1][0], abs=0.1)  # below the first, not below the query
     with pytest.raises(StudyError, match="no ranked image"):
         ranked_list(RankedImage("q.jpg", crop(0)), [], title="")
+
+
+def test_a_mark_is_a_colour_and_a_sign_and_what_is_ignored_has_no_rank() -> None:
+    image = np.zeros((40, 20, 3), np.uint8)
+    marks: tuple[Any, ...] = ("wrong", "ignored", "right", None)
+    images = [RankedImage(str(mark), image, 0.5, mark) for mark in marks]
+    (axis,) = ranked_list(RankedImage("q", image), images, title="").axes
+    told = [text.get_text() for text in axis.texts][::2]
+    assert told == ["query", "1 · 0.500 ✗", "0.500 ignored", "2 · 0.500 ✓", "3 · 0.500"]
+    frames = [to_hex(patch.get_edgecolor()).upper() for patch in axis.patches]
+    assert len(set(frames)) == 4 and frames[1:] == [crops.MARKS[mark][0] for mark in marks[:3]]
 
 
 @pytest.mark.parametrize(
@@ -389,7 +402,7 @@ def test_at_most_fifty_crops_are_drawn_and_the_table_has_all(one: Trained, tmp_p
         Image.new("RGB", (8, 16), (4 * number, 0, 0)).save(tmp_path / f"{number}.png")
     ranking = ranked(one, tmp_path)
     assert len(ranking.table(100)) == search.DRAWN + 3
-    assert sum(bool(axis.get_images()) for axis in ranking.figure(100).axes) == search.DRAWN + 1
+    assert len(ranking.figure(100).axes[0].images) == search.DRAWN + 1
 
 
 def test_the_method_never_imports_what_prepares_data() -> None:

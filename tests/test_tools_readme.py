@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,9 @@ def root(tmp_path: Path) -> Path:
     for dataset in readme.DATASETS:
         write_records(tmp_path, dataset, study())
         write_tables(tmp_path, dataset)
+    for name in findings.README_FIGURES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
     (tmp_path / "README.md").write_bytes(b"\nold\n".join(PROSE))
     return tmp_path
 
@@ -83,7 +87,19 @@ def test_a_readme_without_its_marks_is_refused_and_kept(root: Path, text: str, c
     assert (root / "README.md").read_text(encoding="utf-8") == text
 
 
+def test_the_section_shows_two_figures_by_links_that_lead_to_them(root: Path) -> None:
+    readme.update(root)
+    links = re.findall(r"^!\[([^\]]+)\]\(([^)]+)\)$", (root / "README.md").read_text(encoding="utf-8"), re.M)
+    assert [Path(link).name for _, link in links] == ["cmc.png", "distances.png"]
+    assert all((ROOT / link).is_file() and "Synthetic" in words for words, link in links)
+
+
 def test_what_is_missing_is_named(root: Path) -> None:
+    figure = root / "results" / "synth_sysu" / "figures" / "cmc.png"
+    figure.unlink()
+    with pytest.raises(StudyError, match=r"cmc\.png is missing.*dvc repro"):
+        readme.update(root)
+    figure.touch()
     (root / "results" / "synth_regdb" / "tables" / "findings.md").unlink()
     with pytest.raises(StudyError, match=r"findings\.md is missing.*dvc repro"):
         readme.update(root)

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from stores import PARAMS
 
-from danet_core import crops
+from danet_core import sheets
 from danet_core.augment import normalise
 from danet_core.config import load_study
 from danet_core.files import StudyError
@@ -48,20 +48,20 @@ def test_a_contact_sheet_has_identities_as_rows_and_cameras_as_columns_visible_o
     images, manifest = store(
         (7, 3, "infrared"), (7, 1, "visible"), (7, 1, "visible"), (7, 1, "visible"), (9, 3, "infrared")
     )
-    figure = crops.contact_sheet(images, manifest, [7, 9], per_camera=2, **ABOUT)
+    figure = sheets.contact_sheet(images, manifest, [7, 9], per_camera=2, **ABOUT)
     assert shown(figure) == [[10, 20, 0, GREY], [GREY, GREY, 40, GREY]]
     assert labels(figure) == (["identity 7", "identity 9"], ["visible\ncamera 1", "infrared\ncamera 3"])
 
 
 def test_an_identity_sheet_puts_its_infrared_crops_below_its_visible_ones() -> None:
     images, manifest = store((7, 1, "visible"), (7, 3, "infrared"), (7, 2, "visible"), (8, 1, "visible"))
-    figure = crops.identity_sheet(images, manifest, [7], count=2, **ABOUT)
+    figure = sheets.identity_sheet(images, manifest, [7], count=2, **ABOUT)
     assert shown(figure) == [[0, 20], [10, GREY]]
     assert labels(figure)[0] == ["identity 7\nvisible", "identity 7\ninfrared"]
 
 
 def test_a_column_name_stands_over_the_middle_of_its_crops() -> None:
-    figure = crops.image_grid([[crop(0), crop(10), crop(20), crop(30)]], rows=["a"], columns=["x", "y"], **ABOUT)
+    figure = sheets.image_grid([[crop(0), crop(10), crop(20), crop(30)]], rows=["a"], columns=["x", "y"], **ABOUT)
     (axis,) = figure.axes
     sheet = np.asarray(axis.images[0].get_array())[0, :, 0].astype(int)
     filled = np.flatnonzero(sheet != 255)
@@ -71,24 +71,24 @@ def test_a_column_name_stands_over_the_middle_of_its_crops() -> None:
 
 @pytest.mark.parametrize("synthetic", [True, False])
 def test_a_sheet_of_rendered_crops_says_synthetic(synthetic: bool) -> None:
-    figure = crops.image_grid([[crop(0)]], rows=["a"], columns=["x"], title="somewhere", synthetic=synthetic)
+    figure = sheets.image_grid([[crop(0)]], rows=["a"], columns=["x"], title="somewhere", synthetic=synthetic)
     title = figure._suptitle.get_text()  # type: ignore[attr-defined]
     assert title.startswith("somewhere") and ("synthetic" in title) == synthetic
 
 
 def test_an_empty_sheet_is_an_error() -> None:
     with pytest.raises(StudyError, match="no crop to draw"):
-        crops.image_grid([[None]], rows=["a"], columns=["x"], **ABOUT)
+        sheets.image_grid([[None]], rows=["a"], columns=["x"], **ABOUT)
 
 
 def test_spread_values_are_different_ascending_and_start_with_the_first() -> None:
-    assert crops.spread([9, 1, 5, 5, 3, 7, 1], 3) == [1, 3, 7]
-    assert crops.spread([4, 2, 2], 3) == [2, 4]
-    assert crops.spread([], 3) == []
+    assert sheets.spread([9, 1, 5, 5, 3, 7, 1], 3) == [1, 3, 7]
+    assert sheets.spread([4, 2, 2], 3) == [2, 4]
+    assert sheets.spread([], 3) == []
 
 
 def test_unnormalised_images_are_the_bytes_that_were_normalised() -> None:
     augment = load_study(PARAMS).dataset("synth_sysu").recipe.augment
     images = np.random.default_rng(0).integers(0, 256, (2, 3, HEIGHT, WIDTH), dtype=np.uint8)
     floats = normalise(torch.from_numpy(images), augment).numpy()
-    np.testing.assert_array_equal(crops.unnormalise(floats, augment.mean, augment.std), images)
+    np.testing.assert_array_equal(sheets.unnormalise(floats, augment.mean, augment.std), images)
