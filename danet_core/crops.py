@@ -113,7 +113,7 @@ def _sheet(lines: Sequence[tuple[str, RankedImage | None, Sequence[RankedImage]]
                 high, wide = _fitted(one.image, _CELL * (1 - _GAP), _CELL * tallest)
                 left += (_CELL * (1 - _GAP) - wide) / 2
                 where = (left, left + wide, top + high, top)
-                axis.imshow(one.image, extent=where, interpolation="antialiased", zorder=1)
+                axis.imshow(one.image, extent=where, interpolation="none", zorder=1)
                 colour, sign = MARKS[one.mark] if one.mark else (_QUERY_FRAME, "")
                 if one is query or one.mark:
                     frame: Any = {"edgecolor": colour, "linestyle": "--" if one.mark == "ignored" else "-"}
