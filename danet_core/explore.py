@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import html
 import io
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -42,6 +44,7 @@ FEATURES = {"after_bn": "after the BN neck", "before_bn": "before the BN neck"}
 METRICS = {"cosine": "cosine", "euclidean": "Euclidean"}
 COLOURS = {"modality": "by modality", "identity": "by identity"}
 TOPS = (5, 10, 20, 30)  # images of a ranked list
+KEPT = 200  # pictures and tables, about a tenth of a megabyte each
 IGNORED_SHOWN = 3  # of the images that the protocol takes out, the nearest
 
 Value = TypeVar("Value")
@@ -426,7 +429,9 @@ class Explorer:
             return
         self._answers = False
         self._shown: dict[str, tuple[Any, ...]] = {}
+        self._drawn: dict[tuple[Any, ...], bytes | str] = {}
         self._layouts: dict[Any, Any] = {}
+        gc.freeze()  # torch's objects outlive every figure; searching them for garbage took half a second at a time
         self._make_controls(choice)
         self.status = widgets.HTML()
         self.table = widgets.HTML()
@@ -518,7 +523,6 @@ class Explorer:
         try:
             yield
         except StudyError as error:
-            self._shown.clear()
             self.status.value = f'<span style="color: #B00020">{html.escape(str(error))}</span>'
         finally:
             self._answers = False
@@ -544,30 +548,36 @@ class Explorer:
         exploration = self.exploration
         if pending := exploration.pending(choice):
             self.status.value = f"Computing the distances of {html.escape(', '.join(pending))} …"
-        if self._is_stale("table", choice, _PAIRS):
-            self.table.value = _as_html(exploration.table(choice))
-        if self._is_stale("distances", choice, _PAIRS):
-            self.distances.value = self._png(exploration.distributions_figure(choice), "distances", choice.metric)
-        if self._is_stale("projection", choice, (*_PAIRS, "colour", *["pid"] * (choice.colour == "identity"))):
-            self.projection.value = self._png(
-                exploration.projection_figure(choice), "projection", choice.metric, choice.colour
-            )
-        if self._is_stale("claim", choice, (*_RUNS, "variants", "pid")):
-            self.claim.value = self._png(exploration.claim_figure(choice), "claim")
+        self._draw(self.table, "table", _PAIRS, lambda: _as_html(exploration.table(choice)))
+        colour = ("colour", "pid") if choice.colour == "identity" else ("colour",)
+        for picture, panel, fields, figure in (
+            (self.distances, "distances", _PAIRS, exploration.distributions_figure),
+            (self.projection, "projection", (*_PAIRS, *colour), exploration.projection_figure),
+            (self.claim, "claim", (*_RUNS, "variants", "pid"), exploration.claim_figure),
+        ):
+            self._draw(picture, panel, fields, partial(self._png, figure, panel))
         for variant in chosen:
-            if self._is_stale(variant, choice, (*_RUNS, "metric", "setting", "query", "top")):
-                picture = self.ranked.setdefault(variant, widgets.Image(format="png", layout=_WIDE))
-                picture.value = png(exploration.ranked_figure(choice, variant))
+            picture = self.ranked.setdefault(variant, widgets.Image(format="png", layout=_WIDE))
+            fields = (*_RUNS, "metric", "setting", "query", "top")
+            figure = partial(exploration.ranked_figure, variant=variant)
+            self._draw(picture, variant, fields, partial(self._png, figure, variant))
         self._galleries.children = [self.ranked[variant] for variant in chosen]
         self.status.value = html.escape(f"{FEATURES[choice.feature]}: {exploration.epoch(choice)}")
 
-    def _is_stale(self, panel: str, choice: Choice, fields: Sequence[str]) -> bool:
-        """Whether a panel shows another choice than this one, as far as these fields go; it is then marked as drawn."""
-        key = tuple((field, getattr(choice, field)) for field in fields)
-        return self._shown.get(panel) != key and not self._shown.update({panel: key})
+    def _draw(self, widget: Any, panel: str, fields: Sequence[str], make: Callable[[], bytes | str]) -> None:
+        """Show a panel for the choice as far as these fields of it go, unless it is shown; what was drawn is kept."""
+        key = (panel, *(getattr(self.choice, field) for field in fields))
+        if self._shown.get(panel) == key:
+            return
+        if key not in self._drawn:
+            self._drawn[key] = make()
+            if len(self._drawn) > KEPT:
+                self._drawn.pop(next(iter(self._drawn)))  # the oldest
+        widget.value, self._shown[panel] = self._drawn[key], key
 
-    def _png(self, figure: StudyFigure, *key: str) -> bytes:
-        return png(figure, self._layouts, key)
+    def _png(self, figure: Callable[[Choice], StudyFigure], panel: str) -> bytes:
+        assert self.choice is not None
+        return png(figure(self.choice), self._layouts, (panel, self.choice.metric, self.choice.colour))
 
     def figures(self) -> dict[str, StudyFigure]:
         """`Exploration.figures` of what is chosen now; none where there is no run."""
