@@ -1,4 +1,5 @@
 # make repro | test | lab | lint      Each first sets up what it needs: the locked versions, in .venv. A second call costs nothing.
+# make test-browser                   The notebooks and the report in a browser (Chromium, installed where root may).
 # make paper                          The real data sets: switches `study` in params.yaml to them (SETS=sysu for one), then repro.
 # make embedded                       Switches `study` in params.yaml back to the rendered sets; runs nothing.
 # make regdb-trials TRIALS=1-10       RegDB's trials as batch runs, one after the other; also TRIALS=3, TRIALS=1,4,7,
@@ -28,7 +29,7 @@ SETS ?= sysu regdb
 TRIALS ?= 1-10
 DATASET ?= regdb
 
-.PHONY: setup repro paper embedded regdb-trials report test lab lint lock clean-venv
+.PHONY: setup repro paper embedded regdb-trials report test test-browser lab lint lock clean-venv
 .DEFAULT_GOAL := help
 
 help:
@@ -58,6 +59,10 @@ report: setup
 # One thread for each of the parallel test processes: more threads than cores make every one of them slower.
 test: setup
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
+
+test-browser: setup
+	@$(BIN)/python -m tools.browser
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -m browser $(ARGS)
 
 lab: setup
 	@$(BIN)/python -m tools.lab $(ARGS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -92,6 +92,7 @@ class IdentityClaims:
     cross: distance between the identity's visible and infrared centres.
     nearest_visible, nearest_infrared: distance from its centre to the nearest other identity's centre of that modality.
     neighbour_visible, neighbour_infrared: the pid of that other identity.
+    between: [modality, p, q] distance between the centres of p and q in that modality, infinite for p itself.
     """
 
     pids: Int[np.ndarray, " P"]
@@ -100,6 +101,17 @@ class IdentityClaims:
     nearest_infrared: Float[np.ndarray, " P"]
     neighbour_visible: Int[np.ndarray, " P"]
     neighbour_infrared: Int[np.ndarray, " P"]
+    between: Float[np.ndarray, "2 P P"]
+
+    def row(self, pid: int) -> int:
+        """Where `pid` stands in the arrays. Raises StudyError when it is none of the identities."""
+        found = np.flatnonzero(self.pids == pid)
+        if len(found) == 0:
+            raise StudyError(
+                f"identity {pid} is not among the {len(self.pids)} test identities "
+                f"({self.pids[0]} to {self.pids[-1]}); choose one of them"
+            )
+        return int(found[0])
 
     @property
     def holds_visible(self) -> Bool[np.ndarray, " P"]:
@@ -110,6 +122,14 @@ class IdentityClaims:
     def holds_infrared(self) -> Bool[np.ndarray, " P"]:
         """Whether the claim holds seen from the infrared centre."""
         return self.cross > self.nearest_infrared
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Points of N features in a plane (`principal_plane`), and the share of the variance along each of its axes."""
+
+    points: Float[np.ndarray, "N 2"]
+    explained: Float[np.ndarray, " 2"]
 
 
 def normalise(feat: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
@@ -232,13 +252,12 @@ def identity_claims(
         )
     centres /= images[:, :, None]
     cross = np.array([distance_matrix(v[None], r[None])[0, 0] for v, r in zip(*centres, strict=True)])
-    nearest, neighbour = [], []
-    for modality in (VISIBLE, INFRARED):
-        between = distance_matrix(centres[modality], centres[modality])  # (P, P)
-        np.fill_diagonal(between, np.inf)
-        nearest.append(between.min(axis=1))
-        neighbour.append(ids[between.argmin(axis=1)])
-    return IdentityClaims(ids, cross, nearest[VISIBLE], nearest[INFRARED], neighbour[VISIBLE], neighbour[INFRARED])
+    between = np.stack([distance_matrix(centres[modality], centres[modality]) for modality in (VISIBLE, INFRARED)])
+    between[:, np.arange(len(ids)), np.arange(len(ids))] = np.inf
+    nearest, neighbour = between.min(axis=2), ids[between.argmin(axis=2)]  # (modality, P) each
+    return IdentityClaims(
+        ids, cross, nearest[VISIBLE], nearest[INFRARED], neighbour[VISIBLE], neighbour[INFRARED], between
+    )
 
 
 def centre_claim(
@@ -258,6 +277,27 @@ def centre_claim(
         "share_infrared": float(infrared.mean()),
         "n_identities": len(claims.pids),
     }
+
+
+def principal_plane(feat: Float[np.ndarray, "N D"], metric: Metric = "cosine") -> Plane:
+    """Features on the plane in which they spread most: their first two principal components, D >= 2.
+
+    "cosine": the rows are L2-normalised first, so that the plane is one of the space that is searched; "euclidean": as
+    they are. The components are the right singular vectors of the centred features, taken as eigenvectors of their
+    D x D scatter matrix, which is a third of the time of the SVD; a component's largest weight is made positive, since
+    its sign is free otherwise. Distances in the plane are smaller than in full, so that neighbours in it need be none.
+    Raises StudyError for an unknown metric or a value that is not finite.
+    """
+    if metric not in get_args(Metric):
+        raise StudyError(f"unknown distance {metric!r}; expected one of cosine, euclidean")
+    unit = normalise(feat)  # which also refuses what is not finite
+    centred = unit if metric == "cosine" else feat.astype(np.float64)
+    centred = centred - centred.mean(axis=0)
+    spread, vectors = np.linalg.eigh(centred.T @ centred)  # ascending
+    axes = vectors[:, :-3:-1]  # (D, 2)
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])
+    total = spread.sum()
+    return Plane(centred @ axes, spread[:-3:-1] / total if total > 0 else np.zeros(2))
 
 
 class _Tally:

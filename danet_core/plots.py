@@ -10,9 +10,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 from matplotlib.patches import Rectangle
 
-from danet_core.distances import DIFFERENT_CROSS, DIFFERENT_WITHIN, KINDS, SAME_CROSS, Distributions
+from danet_core import INFRARED, MODALITIES, VISIBLE
+from danet_core.distances import (
+    DIFFERENT_CROSS,
+    DIFFERENT_WITHIN,
+    KINDS,
+    SAME_CROSS,
+    Distributions,
+    IdentityClaims,
+    Plane,
+)
 from danet_core.files import StudyError
 from danet_core.style import KIND_STYLE, StudyFigure, finish, label_left, need, panels, style, variant_style
 
@@ -253,9 +263,108 @@ def distance_distributions(
     return figure
 
 
-def _percent(value: float | np.floating) -> str:
-    return "–" if math.isnan(value) else f"{value:.1f}"
+def identity_claim(claims: Mapping[str, IdentityClaims], pid: int, *, title: str, synthetic: bool) -> StudyFigure:
+    """Figure 1's claim for one identity: how far its other modality lies, against how far other identities lie.
+
+    claims: by the panel's name (a variant's label), each with this `pid`. One line per side, visible and infrared: a
+    tick for each other identity's centre of that modality, a diamond at the nearest with its pid, and a dashed line at
+    the identity's own centre of the other modality. The claim holds from a side where that line lies right of the
+    diamond. In words: for which sides it holds, and for which share of all identities it does from both.
+    Raises StudyError when there is nothing to draw, or the identity is unknown.
+    """
+    need(claims, "set of test features")
+    other, (own, dash) = KIND_STYLE[DIFFERENT_WITHIN][0], KIND_STYLE[SAME_CROSS]
+    with style():
+        figure, axes = panels(len(claims), columns=2, height=1.6, sharey=True)
+        for axis, (name, one) in zip(axes, claims.items(), strict=True):
+            row = one.row(pid)
+            nearest = (
+                (one.nearest_visible[row], one.neighbour_visible[row]),
+                (
+                    one.nearest_infrared[row],
+                    one.neighbour_infrared[row],
+                ),
+            )
+            for side, (gap, neighbour) in enumerate(nearest):
+                gaps = np.delete(one.between[side, row], row)
+                axis.plot(gaps, np.full(len(gaps), side), "|", color=other, alpha=0.5, label="another identity")
+                axis.plot(gap, side, "D", color=other, markersize=5, label="the nearest of them, with its number")
+                place: Any = {"textcoords": "offset points", "ha": "center", "va": "top", "fontsize": 7.5}
+                axis.annotate(str(neighbour), (gap, side), (0, -6), **place)
+            axis.axvline(one.cross[row], color=own, linestyle=dash, label="the same identity, other modality")
+            words = _CLAIM_WORDS[bool(one.holds_visible[row]), bool(one.holds_infrared[row])]
+            share = 100 * float((one.holds_visible & one.holds_infrared).mean())
+            axis.set_title(f"{name}: {words}\n(from both sides for {share:.1f} % of {len(one.pids)} identities)")
+            axis.set_xlabel("cosine distance between centres")
+            axis.set_yticks([VISIBLE, INFRARED], ["visible\nside", "infrared\nside"])
+            axis.set_ylim(1.6, -0.5)
+        axes[0].set_xlim(left=0)
+        finish(figure, axes, f"Figure 1's claim for identity {pid} on {title}", synthetic)
+    return figure
+
+
+_CLAIM_WORDS = {
+    (True, True): "holds from both sides",
+    (True, False): "holds from the visible side only",
+    (False, True): "holds from the infrared side only",
+    (False, False): "does not hold",
+}
+
+
+def projection(
+    planes: Mapping[str, Plane],
+    pids: Int[np.ndarray, " N"],
+    modalities: Int[np.ndarray, " N"],
+    *,
+    title: str,
+    synthetic: bool,
+    pid: int | None = None,
+    claims: Mapping[str, IdentityClaims] | None = None,
+) -> StudyFigure:
+    """Test features on the plane in which they spread most, one panel per variant, common limits.
+
+    planes: by the panel's name (a variant's label), each of the same N images with these pids and modalities. Circles
+    are visible images and triangles infrared ones. Coloured by modality; or, with `pid` and `claims` (by the same
+    names), by identity: this one, its nearest others of Figure 1's claim, and everybody else in grey.
+    Raises StudyError when there is nothing to draw, or `claims` does not know the identity.
+    """
+    need(planes, "set of test features")
+    limit = 1.05 * max(float(np.abs(one.points).max()) for one in planes.values()) or 1.0
+    everyone = np.ones(len(pids), dtype=bool)
+    with style():
+        figure, axes = panels(len(planes), columns=2, height=3.3, sharey=True)
+        for axis, (name, plane) in zip(axes, planes.items(), strict=True):
+            layers: list[tuple[str, np.ndarray, tuple[str, str], float]] = [("", everyone, _MODALITY_COLOURS, 2.0)]
+            if pid is not None and claims is not None:
+                one = claims[name]
+                near = [one.neighbour_visible[one.row(pid)], one.neighbour_infrared[one.row(pid)]]
+                layers = [
+                    ("other identities", everyone, ("#D0D0D0", "#D0D0D0"), 1.5),
+                    ("its nearest others", np.isin(pids, near), ("#E69F00", "#E69F00"), 4.0),
+                    (f"identity {pid}", pids == pid, ("#0072B2", "#0072B2"), 4.0),
+                ]
+            for words, chosen, colours, size in layers:
+                for modality, marker in ((VISIBLE, "o"), (INFRARED, "^")):
+                    points = plane.points[chosen & (modalities == modality)]
+                    label = ", ".join(filter(None, (words, MODALITIES[modality])))
+                    edge: Any = {"markeredgewidth": 0.0, "alpha": 0.7}
+                    axis.plot(*points.T, marker, color=colours[modality], markersize=size, label=label, **edge)
+            axis.set_title(f"{name}: {100 * plane.explained.sum():.0f} % of the variance")
+            axis.set_xlabel("first principal component")
+            label_left(axis, "second principal component")
+            axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+        finish(figure, axes, f"Test features in two dimensions on {title}", synthetic)
+        for handle in figure.legends[0].legend_handles:
+            handle.set(markersize=5, alpha=1)  # type: ignore[union-attr]
+    return figure
+
+
+_MODALITY_COLOURS = ("#0072B2", "#D55E00")  # visible, infrared
 
 
 def _number(value: float) -> str:
     return f"{value:.2f}".replace("-", "−")
+
+
+def _percent(value: float | np.floating) -> str:
+    return "–" if math.isnan(value) else f"{value:.1f}"

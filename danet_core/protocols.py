@@ -358,9 +358,9 @@ def chance_rank1(
     pids, codes = np.unique(q_pids, return_inverse=True)
     of_pid = (g_pids[:, None] == pids).astype(np.int64)  # (G, I)
     shares = np.zeros((len(members), len(q_pids)))  # (T, Q)
-    for same_place in (False, True):
-        left = members & (g_camids != SAME_PLACE[1]) if same_place else members
-        queries = np.flatnonzero((q_camids == SAME_PLACE[0]) == same_place)
+    for at_one_place in (False, True):
+        left = members & (g_camids != SAME_PLACE[1]) if at_one_place else members
+        queries = np.flatnonzero((q_camids == SAME_PLACE[0]) == at_one_place)
         share = (left.astype(np.int64) @ of_pid) / np.maximum(left.sum(axis=1, keepdims=True), 1)  # (T, I)
         shares[:, queries] = share[:, codes[queries]]
     valid = (shares > 0).sum(axis=1)  # (T,)

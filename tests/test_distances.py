@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import numpy as np
@@ -239,3 +240,37 @@ def test_bad_input_is_refused_with_a_sentence() -> None:
         distance_matrix(np.array([[1.0, 0.0], [np.nan, 0.0]]), good)
     with pytest.raises(StudyError, match="not finite"):
         distance_matrix(np.array([[1.0, np.inf]]), good, metric="euclidean")
+
+
+# -------------------- two dimensions
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_the_plane_is_that_of_the_singular_value_decomposition(metric: str) -> None:
+    feat = np.random.default_rng(5).normal(size=(40, 7)) * np.arange(1, 8)
+    plane = distances.principal_plane(feat, metric)
+    data = feat / np.linalg.norm(feat, axis=1, keepdims=True) if metric == "cosine" else feat
+    left, scale, right = np.linalg.svd(data - data.mean(axis=0), full_matrices=False)
+    np.testing.assert_allclose(np.abs(plane.points), np.abs(left[:, :2] * scale[:2]), atol=1e-10)
+    np.testing.assert_allclose(plane.explained, scale[:2] ** 2 / (scale**2).sum())
+    flipped = distances.principal_plane(feat[:, ::-1], metric)  # the sign depends on the axis alone
+    np.testing.assert_allclose(flipped.points, plane.points, atol=1e-10)
+
+
+def test_a_plane_of_equal_features_is_a_point_and_an_unknown_metric_has_none() -> None:
+    plane = distances.principal_plane(np.ones((5, 3)))
+    np.testing.assert_allclose(plane.points, 0, atol=1e-12)
+    with pytest.raises(StudyError, match="'l1'; expected one of cosine, euclidean"):
+        inspect.unwrap(distances.principal_plane)(np.ones((5, 3)), "l1")
+
+
+def test_claims_hold_the_distances_between_centres_and_know_their_identities() -> None:
+    generator = np.random.default_rng(6)
+    pids, modalities = np.repeat([3, 8, 9], 4), np.tile([0, 0, 1, 1], 3)
+    claims = distances.identity_claims(generator.normal(size=(12, 5)), pids, modalities)
+    assert np.isinf(claims.between[:, [0, 1, 2], [0, 1, 2]]).all()
+    np.testing.assert_array_equal(claims.between[0].min(axis=1), claims.nearest_visible)
+    np.testing.assert_array_equal(claims.between[1].min(axis=1), claims.nearest_infrared)
+    assert claims.row(8) == 1
+    with pytest.raises(StudyError, match=r"identity 4 is not among the 3 test identities \(3 to 9\)"):
+        claims.row(4)

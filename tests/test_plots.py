@@ -20,7 +20,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from danet_core import crops, plots, report, style
+from danet_core import crops, distances, plots, report, style
 from danet_core.distances import centre_claim, distance_distributions
 from danet_core.files import StudyError
 from danet_core.store import PackedStore
@@ -304,3 +304,59 @@ def test_features_are_those_retrieval_uses(tmp_path: Path) -> None:
     path.with_name("features.npz").write_bytes(b"PK broken")
     with pytest.raises(StudyError, match="features.npz is damaged"):
         report.load_features(results)
+
+
+@pytest.fixture(scope="module")
+def claims() -> dict[str, distances.IdentityClaims]:
+    made = {name: records.features(name) for name in ("baseline", "b_cc")}
+    return {name: distances.identity_claims(one["feat"], one["pids"], one["modalities"]) for name, one in made.items()}
+
+
+def test_the_claim_of_one_identity_shows_its_neighbours_and_for_whom_it_holds(
+    claims: dict[str, distances.IdentityClaims],
+) -> None:
+    figure = plots.identity_claim(claims, 7, **SOMEWHERE)
+    assert "identity 7" in title(figure) and "synthetic" in title(figure)
+    words = {
+        (True, True): "both sides",
+        (True, False): "visible side",
+        (False, True): "infrared",
+        (False, False): "not",
+    }
+    for axis, (name, one) in zip(panels(figure), claims.items(), strict=True):
+        row = one.row(7)
+        share = 100 * (one.holds_visible & one.holds_infrared).mean()
+        assert words[bool(one.holds_visible[row]), bool(one.holds_infrared[row])] in axis.get_title()
+        assert axis.get_title().startswith(name) and f"for {share:.1f} % of 40" in axis.get_title()
+        ticks = lines(axis, "another identity")
+        np.testing.assert_allclose(np.sort(ticks[1].get_xdata()), np.sort(one.between[1, row])[:-1])
+        nearest = [line.get_xdata()[0] for line in lines(axis, "the nearest of them, with its number")]
+        assert nearest == [one.nearest_visible[row], one.nearest_infrared[row]]
+        told = [text.get_text() for text in axis.texts]
+        assert told == [str(one.neighbour_visible[row]), str(one.neighbour_infrared[row])]
+        (own,) = lines(axis, "the same identity, other modality")
+        assert list(own.get_xdata()) == [one.cross[row]] * 2
+    with pytest.raises(StudyError, match="identity 99 is not among"):
+        plots.identity_claim(claims, 99, **SOMEWHERE)
+
+
+def test_the_projection_draws_every_image_once_by_modality_and_again_by_identity(
+    claims: dict[str, distances.IdentityClaims],
+) -> None:
+    one = records.features("baseline")
+    planes = {"baseline": distances.principal_plane(one["feat"]), "b_cc": distances.principal_plane(one["feat_bn"])}
+    figure = plots.projection(planes, one["pids"], one["modalities"], **SOMEWHERE)
+    assert "synthetic" in title(figure)
+    for axis, plane in zip(panels(figure), planes.values(), strict=True):
+        (infrared,) = lines(axis, "infrared")
+        np.testing.assert_array_equal(infrared.get_xydata(), plane.points[one["modalities"] == 1])
+        assert infrared.get_marker() != lines(axis, "visible")[0].get_marker()
+        assert axis.get_xlim() == axis.get_ylim() == panels(figure)[0].get_xlim()
+    figure = plots.projection(planes, one["pids"], one["modalities"], pid=7, claims=claims, **SOMEWHERE)
+    (chosen,) = lines(panels(figure)[0], "identity 7, visible")
+    visible = (one["pids"] == 7) & (one["modalities"] == 0)
+    np.testing.assert_array_equal(chosen.get_xydata(), planes["baseline"].points[visible])
+    row = claims["b_cc"].row(7)
+    near = {int(claims["b_cc"].neighbour_visible[row]), int(claims["b_cc"].neighbour_infrared[row])}
+    (others,) = lines(panels(figure)[1], "its nearest others, infrared")
+    assert len(others.get_xydata()) == 8 * len(near)
