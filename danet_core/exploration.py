@@ -25,7 +25,7 @@ from danet_core.evaluate import Features
 from danet_core.files import StudyError, read_json
 from danet_core.protocols import SAME_PLACE, same_place
 from danet_core.ranking import RankedGallery, rank_gallery
-from danet_core.report import SETTINGS, run_name
+from danet_core.scores import SETTINGS, run_name
 from danet_core.store import PackedStore
 from danet_core.style import StudyFigure
 

@@ -20,7 +20,7 @@ from PIL import Image
 from danet_core.config import Study
 from danet_core.exploration import COLOURS, FEATURES, METRICS, Choice, Exploration, MissingRun
 from danet_core.files import StudyError
-from danet_core.report import SETTINGS
+from danet_core.scores import SETTINGS
 from danet_core.style import StudyFigure, save, style
 
 TOPS = (5, 10, 20, 30)  # images of a ranked list

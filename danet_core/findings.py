@@ -14,18 +14,8 @@ from typing import NamedTuple
 import scipy.stats
 
 from danet_core.files import StudyError, atomic_write_text
-from danet_core.report import (
-    ABLATION_SETTING,
-    SETTINGS,
-    SYNTHETIC_NOTE,
-    Comparison,
-    Results,
-    VariantRow,
-    comparisons,
-    paper_table,
-    score,
-    seed_means,
-)
+from danet_core.report import Comparison, comparisons, paper_table
+from danet_core.scores import ABLATION_SETTING, SETTINGS, SYNTHETIC_NOTE, Results, VariantRow, score, seed_means
 from danet_core.tables import Score, escape_markdown, signed
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from danet_core import report
+from danet_core import report, scores
 from danet_core.findings import AGAINST_PAPER, finding_parts
-from danet_core.report import SYNTHETIC_NOTE, Record, Results
+from danet_core.scores import SYNTHETIC_NOTE, Record, Results
 from danet_core.tables import NOT_RUN
 
 if TYPE_CHECKING:
@@ -92,10 +92,10 @@ def section(study: Study, dataset: str, root: Path | str = ".") -> str:
     """The HTML of one data set: findings, tables, figures, runs, configuration, versions and provenance.
 
     Reads `<root>/results` and, where they exist, the training records in `<root>/runs`. What was not run, or is not on
-    this machine, is said. Raises StudyError for what `report.load_results` refuses.
+    this machine, is said. Raises StudyError for what `scores.load_results` refuses.
     """
-    results = report.load_results(study, dataset, root)
-    trained = {report.run_name(one["variant"], one["trial"], one["seed"]): one for one in report.load_training(results)}
+    results = scores.load_results(study, dataset, root)
+    trained = {scores.run_name(one["variant"], one["trial"], one["seed"]): one for one in scores.load_training(results)}
     return (
         _environment()
         .get_template("section.html.jinja")

@@ -10,7 +10,7 @@ import pytest
 from fixtures import records
 from fixtures.records import edit, metrics, study, write_records
 
-from danet_core import findings, report
+from danet_core import findings, report, scores
 from danet_core.files import StudyError, atomic_write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +25,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_sentences_say_for_each_module_whether_it_helped(root: Path) -> None:
     write_records(root, "synth_sysu", study())
-    assert findings.ablation_sentences(report.load_results(study(), "synth_sysu", root)) == [
+    assert findings.ablation_sentences(scores.load_results(study(), "synth_sysu", root)) == [
         "On synth_sysu, CC raised Rank-1 by 7.80 points and mAP by 7.41 points (n = 1 seed): one seed, so no verdict.",
         "On synth_sysu, ML lowered Rank-1 by 3.10 points and mAP by 2.95 points (n = 1 seed): one seed, so no verdict.",
         "On synth_sysu, CC and ML together raised Rank-1 by 5.90 points and mAP by 5.60 points (n = 1 seed): "
@@ -42,7 +42,7 @@ def sentence(root: Path, ranks: list[float], baseline: list[float], maps: list[f
             if maps is not None and variant == "b_cc":
                 made["settings"]["all_single"]["mean"]["mAP"] = maps[seed]
             atomic_write_json(metrics(root, "synth_sysu", f"{variant}-t1-s{seed}"), made)
-    return findings.ablation_sentence(report.load_results(chosen, "synth_sysu", root), "b_cc")
+    return findings.ablation_sentence(scores.load_results(chosen, "synth_sysu", root), "b_cc")
 
 
 @pytest.mark.parametrize("rank1", [0.21, 0.60])
@@ -66,7 +66,7 @@ def test_a_row_that_has_not_converged_is_named_where_the_baseline_has(root: Path
     path = metrics(root, "synth_sysu", "b_cc-t1-s0")
     edit(path, lambda r: r["training"]["final"].update(L_id=1.02))
     assert "L_id is still 1 or above for B + CC (1.02)." in findings.findings(
-        report.load_results(study(), "synth_sysu", root)
+        scores.load_results(study(), "synth_sysu", root)
     )
 
 
@@ -84,7 +84,7 @@ def test_no_change_is_called_no_change(root: Path) -> None:
 
 def test_a_variant_that_was_not_run_is_not_judged(root: Path) -> None:
     write_records(root, "synth_sysu", study(), skip=("b_ml-t1-s0",))
-    results = report.load_results(study(), "synth_sysu", root)
+    results = scores.load_results(study(), "synth_sysu", root)
     assert "ML cannot be judged" in findings.ablation_sentence(results, "b_ml")
     with pytest.raises(
         StudyError, match="variant 'b_x' is not listed for synth_sysu; study.variants has baseline, b_cc"
@@ -94,11 +94,11 @@ def test_a_variant_that_was_not_run_is_not_judged(root: Path) -> None:
 
 def test_findings_say_when_the_baseline_is_not_trained_to_convergence(root: Path) -> None:
     write_records(root, "synth_sysu", study())
-    assert "0.75: trained to convergence" in findings.findings(report.load_results(study(), "synth_sysu", root))
+    assert "0.75: trained to convergence" in findings.findings(scores.load_results(study(), "synth_sysu", root))
     edit(metrics(root, "synth_sysu", "baseline-t1-s0"), lambda r: r["training"]["final"].update(L_id=2.7))
-    found = findings.findings(report.load_results(study(), "synth_sysu", root))
+    found = findings.findings(scores.load_results(study(), "synth_sysu", root))
     assert "2.70: not trained to convergence" in found
-    assert "16.0 times chance" in found and report.SYNTHETIC_NOTE in found
+    assert "16.0 times chance" in found and scores.SYNTHETIC_NOTE in found
     assert "Baseline 41.25 %, B + CC 41.25 %" in found
 
 
@@ -110,7 +110,7 @@ def scored(root: Path, ranks: list[float], variant: str = "b_ml_cc", baseline: l
             made = records.record("sysu", name, 1, seed, rank1)
             made["settings"]["all_single"]["mean"] = {**made["settings"]["all_single"]["mean"], "cmc1": rank1}
             atomic_write_json(metrics(root, "sysu", f"{name}-t1-s{seed}"), made)
-    return findings.against_paper(report.load_results(chosen, "sysu", root))
+    return findings.against_paper(scores.load_results(chosen, "sysu", root))
 
 
 WHERE = "B + ML + CC, all-search, single-shot, against the paper's DANet"
@@ -145,7 +145,7 @@ def test_what_was_not_run_is_named_and_never_judged(root: Path) -> None:
     lines = scored(root, [0.66, 0.67])
     assert lines[-1].startswith("Cannot be judged, for it was not run: Baseline, all-search, single-shot, against")
     assert "gain of B + ML + CC over Baseline in points" in lines[-1]
-    assert findings.against_paper(report.load_results(study(), "regdb", root)) == [
+    assert findings.against_paper(scores.load_results(study(), "regdb", root)) == [
         "Cannot be judged, for it was not run: B + ML + CC, thermal to visible, against the paper's DANet; "
         "B + ML + CC, visible to thermal, against the paper's DANet."
     ]
@@ -163,7 +163,7 @@ def test_with_one_seed_regdb_is_judged_by_the_spread_of_its_splits(root: Path) -
     for trial, rank1 in zip((1, 2, 3), (0.77, 0.78, 0.79), strict=True):
         made = records.record("regdb", "b_ml_cc", trial, 0, rank1)
         atomic_write_json(metrics(root, "regdb", f"b_ml_cc-t{trial}-s0"), made)
-    lines = findings.against_paper(report.load_results(chosen, "regdb", root))
+    lines = findings.against_paper(scores.load_results(chosen, "regdb", root))
     where = "B + ML + CC, thermal to visible, against the paper's DANet (n = 3 splits, one seed)"
     assert f"Reproduced within two standard deviations: {where}: Rank-1 78.00 ± 1.00 (paper 78.30, −0.30)" in (
         " ".join(lines)
@@ -183,49 +183,49 @@ def test_scores_of_another_protocol_or_of_a_part_of_the_data_are_not_judged(root
     write_records(root, "sysu", chosen)
     for path in (root / "results" / "sysu" / "metrics").glob("*.json"):
         edit(path, mark)
-    results = report.load_results(chosen, "sysu", root)
+    results = scores.load_results(chosen, "sysu", root)
     assert all("the protocol or the data are not the paper's" in line for line in findings.against_paper(results))
     assert results.markers[0].split(" (")[0] in findings.findings(results)
 
 
 def test_the_papers_slips_are_computed_from_its_tables(root: Path) -> None:
-    sysu = " ".join(findings.paper_slips(report.load_results(study(), "sysu", root)))
+    sysu = " ".join(findings.paper_slips(scores.load_results(study(), "sysu", root)))
     assert "5.04 points of mAP above cm-SSFT on SYSU-MM01; its Table 1 has 64.69 and 63.20, which is +1.49" in sysu
     assert "cm-SSFT's 62.00 against its 59.53 (all-search, multi-shot)" in sysu
     assert "cm-SSFT's 72.40 against its 72.15 (indoor-search, multi-shot)" in sysu and "SIM" not in sysu
-    regdb = " ".join(findings.paper_slips(report.load_results(study(), "regdb", root)))
+    regdb = " ".join(findings.paper_slips(scores.load_results(study(), "regdb", root)))
     assert "SIM's 78.30 against its 73.80 (thermal to visible)" in regdb
     assert "SIM's 75.20 against its 74.30 (visible to thermal)" in regdb and "cm-SSFT" not in regdb
     for text in (sysu, regdb):
         assert "leaves out L_sid" in text and "“MPANet”" in text and "Eq. 3" in text
     path = root / "results" / "paper" / "table2_regdb.csv"
     path.write_text(path.read_text(encoding="utf-8").replace("DANet,78.3,73.8", "DANet,78.3,80.0"), encoding="utf-8")
-    changed = " ".join(findings.paper_slips(report.load_results(study(), "regdb", root)))
+    changed = " ".join(findings.paper_slips(scores.load_results(study(), "regdb", root)))
     assert "thermal to visible" not in changed and "visible to thermal" in changed
 
 
 def test_findings_of_a_real_set_have_both_sections_and_those_of_an_embedded_set_have_neither(root: Path) -> None:
     for dataset, sections in (("sysu", 1), ("regdb", 1), ("synth_sysu", 0)):
         write_records(root, dataset, study())
-        found = findings.findings(report.load_results(study(), dataset, root))
+        found = findings.findings(scores.load_results(study(), dataset, root))
         assert found.count(findings.AGAINST_PAPER) == found.count(findings.SLIPS) == sections
-        assert ("paper" in found.replace(report.SYNTHETIC_NOTE, "")) == bool(sections)
+        assert ("paper" in found.replace(scores.SYNTHETIC_NOTE, "")) == bool(sections)
 
 
 def test_the_modality_probe_is_told_where_every_record_has_it(root: Path) -> None:
     write_records(root, "synth_sysu", study())
-    found = findings.findings(report.load_results(study(), "synth_sysu", root))
+    found = findings.findings(scores.load_results(study(), "synth_sysu", root))
     assert "(50 % is guessing): Baseline 65.0 %, B + CC 67.0 %, B + ML 64.2 %, B + ML + CC 66.5 %; before" in found
     assert "from the pretrained backbone, 99.0 %." in found
     edit(metrics(root, "synth_sysu", "b_cc-t1-s0"), lambda record: record.pop("probe"))
-    assert "linear probe" not in findings.findings(report.load_results(study(), "synth_sysu", root))
+    assert "linear probe" not in findings.findings(scores.load_results(study(), "synth_sysu", root))
 
 
 def test_readme_block_holds_the_tables_and_findings_as_written(root: Path) -> None:
     datasets = ("synth_sysu", "synth_regdb")
     for dataset in datasets:
         write_records(root, dataset, study())
-        results = report.load_results(study(), dataset, root)
+        results = scores.load_results(study(), dataset, root)
         report.write_table(report.table3(results), results.tables_folder)
         assert findings.write_findings(results) == results.tables_folder / "findings.md"
     for name in findings.README_FIGURES:
@@ -233,7 +233,7 @@ def test_readme_block_holds_the_tables_and_findings_as_written(root: Path) -> No
         (root / name).touch()
     block = findings.readme_block(datasets, root)
     for dataset in datasets:
-        results = report.load_results(study(), dataset, root)
+        results = scores.load_results(study(), dataset, root)
         assert f"### {dataset}\n\n{report.table3(results).markdown()}\n{findings.findings(results)}" in block
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fixtures.records import edit, metrics, write_records, write_runs
 
-from danet_core import page, report
+from danet_core import page, report, scores
 from danet_core.config import Study, load_study
 from danet_core.files import StudyError
 from tools import report as tool
@@ -98,7 +98,7 @@ def test_every_table_and_every_figure_of_every_listed_data_set_is_there(root: Pa
     found = Page(made(root, study))
     captions = " ".join(found.texts)
     for dataset in study.study.datasets:
-        results = report.load_results(study, dataset, root)
+        results = scores.load_results(study, dataset, root)
         for table in report.tables(results):
             assert table.caption.split(":")[0] in captions
             for block in table.blocks:
@@ -132,7 +132,7 @@ def test_configuration_versions_and_durations_stand_in_it(root: Path, study: Stu
     assert run[1:3] == ["run", "560"] and run[4] == "x86_64 (3 threads), torch 2.14.1"
     assert "Training took 4:37.2 for the 4 runs" in found.text
     assert found.rows("code") == 2 * [["code", "0123abcd"]] and found.rows("numpy") == 2 * [["numpy", "2.4.6"]]
-    sums = report.load_results(study, "synth_sysu", root).records["b_cc-t1-s0"]["provenance"]
+    sums = scores.load_results(study, "synth_sysu", root).records["b_cc-t1-s0"]["provenance"]
     assert ["data (SHA-256)", sums["data_sha256"]] in found.rows("data (SHA-256)")
 
 

@@ -20,7 +20,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from danet_core import crops, distances, plots, report, style
+from danet_core import crops, distances, plots, scores, style
 from danet_core.distances import centre_claim, distance_distributions
 from danet_core.files import StudyError
 from danet_core.store import PackedStore
@@ -68,7 +68,7 @@ def test_a_variant_with_twice_the_steps_is_drawn_to_its_own_end() -> None:
 
 def test_cmc_curves_draw_the_mean_of_the_runs_in_common_limits() -> None:
     runs = [records.record("synth_sysu", "b_cc", seed=seed) for seed in (0, 1, 2)]
-    figure = plots.cmc_curves(runs, report.SETTINGS["sysu"])
+    figure = plots.cmc_curves(runs, scores.SETTINGS["sysu"])
     assert len(panels(figure)) == 4
     assert {(axis.get_xlim(), axis.get_ylim()) for axis in panels(figure)} == {((1.0, 20.0), (0.0, 100.0))}
     indoor = panels(figure)[2]
@@ -82,7 +82,7 @@ def test_cmc_curves_draw_the_mean_of_the_runs_in_common_limits() -> None:
 
 
 def test_cmc_of_one_run_without_several_galleries_has_no_band() -> None:
-    figure = plots.cmc_curves([records.record("synth_regdb", "b_cc")], report.SETTINGS["regdb"])
+    figure = plots.cmc_curves([records.record("synth_regdb", "b_cc")], scores.SETTINGS["regdb"])
     assert not any(axis.collections for axis in panels(figure))
     assert not [text for text in figure.legends[0].get_texts() if "range" in text.get_text()]
 
@@ -167,7 +167,7 @@ def test_every_figure_says_whether_it_is_synthetic(dataset: str) -> None:
     about: dict[str, Any] = {"title": records.TITLES[dataset], "synthetic": synthetic}
     figures = [
         plots.training_curves([records.training_record(dataset, "baseline")], **about),
-        plots.cmc_curves([records.record(dataset, "baseline")], report.SETTINGS["regdb"]),
+        plots.cmc_curves([records.record(dataset, "baseline")], scores.SETTINGS["regdb"]),
         plots.distance_distributions({"B": distance_distributions(**arrays("baseline"))}, **about),
         plots.modality_probe([records.record(dataset, "baseline")]),
         plots.camera_pairs([records.record(dataset.replace("regdb", "sysu"), "baseline")]),
@@ -180,7 +180,7 @@ def test_nothing_to_draw_is_an_error_with_a_remedy() -> None:
     with pytest.raises(StudyError, match="no training record to draw.*dvc repro"):
         plots.training_curves([], **SOMEWHERE)
     with pytest.raises(StudyError, match="no evaluation record"):
-        plots.cmc_curves([], report.SETTINGS["sysu"])
+        plots.cmc_curves([], scores.SETTINGS["sysu"])
     before = records.record("synth_regdb", "baseline")  # RegDB has no camera pairs, and an older record no probe
     del before["probe"]
     with pytest.raises(StudyError, match="no score of camera pairs to draw"):
@@ -237,7 +237,7 @@ def test_png_and_pdf_are_written_whole_and_carry_no_date_or_version(tmp_path: Pa
 
 def cmc_figure() -> Figure:
     runs = [records.record("synth_regdb", variant) for variant in records.VARIANT_ORDER]
-    return plots.cmc_curves(runs, report.SETTINGS["regdb"])
+    return plots.cmc_curves(runs, scores.SETTINGS["regdb"])
 
 
 @pytest.fixture(scope="module")
@@ -246,11 +246,11 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("elsewhere")
     code = (
         "import sys; from pathlib import Path; from danet_core import config, distances\n"
-        "from danet_core import findings, plots, report, style\n"
+        "from danet_core import findings, plots, report, scores, style\n"
         f"config.load_study({str(ROOT / 'params.yaml')!r})\n"
         "from fixtures import records\n"
         "runs = [records.record('synth_regdb', variant) for variant in records.VARIANT_ORDER]\n"
-        "style.save(plots.cmc_curves(runs, report.SETTINGS['regdb']), 'figure')\n"
+        "style.save(plots.cmc_curves(runs, scores.SETTINGS['regdb']), 'figure')\n"
         "Path('modules').write_text(' '.join(sys.modules))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
@@ -293,17 +293,17 @@ def test_the_figures_notebook_writes_every_figure(
 def test_features_are_those_retrieval_uses(tmp_path: Path) -> None:
     chosen = study(variants=("baseline",))
     write_runs(tmp_path, "synth_sysu", chosen)
-    results = report.load_results(chosen, "synth_sysu", tmp_path)
+    results = scores.load_results(chosen, "synth_sysu", tmp_path)
     made = records.features("baseline")
-    np.testing.assert_array_equal(report.load_features(results)["baseline"]["feat"], made["feat_bn"])
+    np.testing.assert_array_equal(scores.load_features(results)["baseline"]["feat"], made["feat_bn"])
     path = tmp_path / "runs" / "synth_sysu" / "baseline-t1-s0" / "record.json"
     record = json.loads(path.read_text(encoding="utf-8"))
     record["config"]["dataset"]["recipe"]["test_feature"] = "before_bn"
     path.write_text(json.dumps(record), encoding="utf-8")
-    np.testing.assert_array_equal(report.load_features(results)["baseline"]["feat"], made["feat"])
+    np.testing.assert_array_equal(scores.load_features(results)["baseline"]["feat"], made["feat"])
     path.with_name("features.npz").write_bytes(b"PK broken")
     with pytest.raises(StudyError, match="features.npz is damaged"):
-        report.load_features(results)
+        scores.load_features(results)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from fixtures import records
 from fixtures.notebooks import run_notebook
 from fixtures.records import cells, edit, metrics, study, write_records
 
-from danet_core import report
+from danet_core import report, scores
 from danet_core.config import load_study
 from danet_core.files import StudyError
 from danet_core.tables import Score
@@ -35,8 +35,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_tidy_metrics_have_one_row_per_run_setting_and_metric(root: Path) -> None:
-    write_records(root, "synth_sysu", study(seeds=(0, 1)))
-    frame = report.load_metrics(root / "results" / "synth_sysu" / "metrics")
+    write_records(root, "synth_sysu", listed := study(seeds=(0, 1)))
+    frame = scores.tidy(scores.load_results(listed, "synth_sysu", root).records.values())
     assert list(frame.columns) == ["variant", "trial", "seed", "setting", "metric", "value"]
     assert not frame.duplicated(["variant", "trial", "seed", "setting", "metric"]).any()
     one = frame.query("variant == 'b_cc' and seed == 1 and setting == 'all_single' and metric == 'cmc1'")
@@ -46,19 +46,19 @@ def test_tidy_metrics_have_one_row_per_run_setting_and_metric(root: Path) -> Non
 
 
 def test_regdb_metrics_keep_identity_level_cmc_apart(root: Path) -> None:
-    write_records(root, "synth_regdb", study())
-    settings = set(report.load_metrics(root / "results" / "synth_regdb" / "metrics")["setting"])
+    write_records(root, "synth_regdb", listed := study())
+    settings = set(scores.tidy(scores.load_results(listed, "synth_regdb", root).records.values())["setting"])
     assert {"thermal_to_visible", "thermal_to_visible:identity_level", "within_visible", "figure1"} <= settings
 
 
 def test_a_folder_without_records_gives_an_empty_table(tmp_path: Path) -> None:
-    assert report.load_metrics(tmp_path / "nowhere").empty
+    assert scores.tidy(scores.load_results(study(), "synth_sysu", tmp_path).records.values()).empty
 
 
 def test_a_record_of_a_run_that_is_not_listed_is_not_used(root: Path) -> None:
     write_records(root, "synth_sysu", study(seeds=(0, 1)))
     metrics(root, "synth_sysu", "b_cc-t1-s7").write_text("not even JSON", encoding="utf-8")
-    results = report.load_results(study(), "synth_sysu", root)
+    results = scores.load_results(study(), "synth_sysu", root)
     assert set(results.records) == {f"{variant}-t1-s0" for variant in records.VARIANT_ORDER}
     alone = report.table3(results)
     assert cells(alone.markdown(), "B + CC")[0] == "27.80"
@@ -83,7 +83,7 @@ def test_damaged_and_foreign_records_are_refused(root: Path) -> None:
         path.write_text(good, encoding="utf-8")
         edit(path, change)
         with pytest.raises(StudyError, match=re.escape(message)) as caught:
-            report.load_results(study(), "synth_sysu", root)
+            scores.load_results(study(), "synth_sysu", root)
         assert str(path) in str(caught.value)
 
 
@@ -104,18 +104,18 @@ def test_a_table_refuses_runs_that_differ_in_more_than_variant_trial_and_seed(
     write_records(root, "synth_sysu", study())
     edit(metrics(root, "synth_sysu", "b_cc-t1-s0"), change)
     with pytest.raises(StudyError, match=f"baseline-t1-s0 and b_cc-t1-s0 differ in {message}"):
-        report.load_results(study(), "synth_sysu", root)
+        scores.load_results(study(), "synth_sysu", root)
 
 
 def test_seeds_of_one_variant_must_share_its_modules_and_variants_need_not(root: Path) -> None:
     chosen = study(variants=("baseline", "b_cc", "baseline_2x"), seeds=(0, 1))
     write_records(root, "synth_sysu", chosen)
-    assert len(report.load_results(chosen, "synth_sysu", root).records) == 6
+    assert len(scores.load_results(chosen, "synth_sysu", root).records) == 6
     edit(metrics(root, "synth_sysu", "b_cc-t1-s1"), lambda r: r["config"]["variant"]["cc"].update(margin=0.3))
     with pytest.raises(
         StudyError, match=r"b_cc-t1-s0 and b_cc-t1-s1 differ in config.variant.cc.margin \(0.7 against 0.3"
     ):
-        report.load_results(chosen, "synth_sysu", root)
+        scores.load_results(chosen, "synth_sysu", root)
 
 
 # -- cells -------------------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_seeds_of_one_variant_must_share_its_modules_and_variants_need_not(root:
 
 def test_table_3_of_the_sysu_layout_is_all_search_single_shot_with_its_companions(root: Path) -> None:
     write_records(root, "synth_sysu", study())
-    table = report.table3(report.load_results(study(), "synth_sysu", root))
+    table = report.table3(scores.load_results(study(), "synth_sysu", root))
     assert cells(table.markdown(), "B + ML + CC") == [
         *("25.90", "55.90", "65.90", "24.61", "9.00"),  # Rank-1, Rank-10, Rank-20, mAP, mINP
         *("99.31", "87.00", "0.75", "41.25", "1"),  # visible, infrared, L_id in nats, Figure 1, seeds
@@ -135,7 +135,7 @@ def test_table_3_of_the_sysu_layout_is_all_search_single_shot_with_its_companion
 
 def test_with_one_seed_no_spread_is_printed_and_the_caption_says_so(root: Path) -> None:
     write_records(root, "synth_sysu", study())
-    for table in report.tables(report.load_results(study(), "synth_sysu", root)):
+    for table in report.tables(scores.load_results(study(), "synth_sysu", root)):
         text = table.markdown() + table.latex() + table.csv()
         assert "n = 1 seed: no standard deviation." in table.caption
         assert not re.search(r"±|\\pm|nan", text)
@@ -144,7 +144,7 @@ def test_with_one_seed_no_spread_is_printed_and_the_caption_says_so(root: Path) 
 def test_with_several_seeds_mean_and_sample_standard_deviation_are_printed(root: Path) -> None:
     chosen = study(seeds=(0, 1, 2))
     write_records(root, "synth_sysu", chosen)
-    table = report.table3(report.load_results(chosen, "synth_sysu", root))
+    table = report.table3(scores.load_results(chosen, "synth_sysu", root))
     # Rank-1 of B + CC: 27.8, 28.8, 29.8; sample standard deviation 1, not the population's 0.82.
     assert cells(table.markdown(), "B + CC")[0] == "28.80 ± 1.00"
     assert cells(table.markdown(), "B + CC")[-1] == "3"
@@ -156,7 +156,7 @@ def test_with_several_seeds_mean_and_sample_standard_deviation_are_printed(root:
 
 def test_a_listed_run_without_a_record_is_not_run_in_every_cell(root: Path) -> None:
     write_records(root, "synth_sysu", study(), skip=("b_ml-t1-s0",))
-    table = report.table3(report.load_results(study(), "synth_sysu", root))
+    table = report.table3(scores.load_results(study(), "synth_sysu", root))
     assert cells(table.markdown(), "B + ML") == ["not run"] * 9 + ["0 of 1"]
     assert "Not run: b_ml-t1-s0." in table.markdown() and "% Not run: b_ml-t1-s0." in table.latex()
     assert "1 of 4 listed runs: not run." in table.caption
@@ -167,7 +167,7 @@ def test_a_listed_run_without_a_record_is_not_run_in_every_cell(root: Path) -> N
 def test_a_missing_seed_shows_in_the_count_of_seeds(root: Path) -> None:
     chosen = study(seeds=(0, 1, 2))
     write_records(root, "synth_sysu", chosen, skip=("b_cc-t1-s1", "b_ml-t1-s1", "b_ml-t1-s2"))
-    markdown = report.table3(report.load_results(chosen, "synth_sysu", root)).markdown()
+    markdown = report.table3(scores.load_results(chosen, "synth_sysu", root)).markdown()
     assert cells(markdown, "B + CC")[0] == "28.80 ± 1.41" and cells(markdown, "B + CC")[-1] == "2 of 3"
     assert cells(markdown, "B + ML")[0] == "16.90" and cells(markdown, "B + ML")[-1] == "1 of 3"
 
@@ -175,7 +175,7 @@ def test_a_missing_seed_shows_in_the_count_of_seeds(root: Path) -> None:
 def test_the_studys_own_params_are_understood(root: Path) -> None:
     real = load_study(ROOT / "params.yaml")
     for dataset in real.datasets:
-        results = report.load_results(real, dataset, root)
+        results = scores.load_results(real, dataset, root)
         assert [row.name for row in results.variants] == list(real.study.variants)
         assert len(results.missing) == len(results.runs) == len(set(results.runs))
     modules = {row.name: row.modules for row in results.variants}
@@ -192,7 +192,7 @@ def test_the_records_of_these_tests_have_the_configuration_of_a_real_run() -> No
 
 def test_without_any_record_every_cell_is_not_run(root: Path) -> None:
     for dataset in ("synth_sysu", "synth_regdb"):
-        for table in report.tables(report.load_results(study(), dataset, root)):
+        for table in report.tables(scores.load_results(study(), dataset, root)):
             assert all(cell is None for block in table.blocks for row in block.rows for cell in row.cells)
             assert "Made of no run." in table.markdown()
 
@@ -200,8 +200,8 @@ def test_without_any_record_every_cell_is_not_run(root: Path) -> None:
 def test_spreads_over_seeds_and_over_trials_are_kept_apart(root: Path) -> None:
     chosen = study(seeds=(0, 1), trials=(1, 2, 3))
     write_records(root, "synth_regdb", chosen)
-    results = report.load_results(chosen, "synth_regdb", root)
-    found = report.score(results, "baseline", "thermal_to_visible", "cmc1", 100.0)
+    results = scores.load_results(chosen, "synth_regdb", root)
+    found = scores.score(results, "baseline", "thermal_to_visible", "cmc1", 100.0)
     values = {(seed, trial): 20 + seed - 0.5 * (trial - 1) for seed in (0, 1) for trial in (1, 2, 3)}
     by_seed = [statistics.mean(values[seed, trial] for trial in (1, 2, 3)) for seed in (0, 1)]
     by_trial = [statistics.mean(values[seed, trial] for seed in (0, 1)) for trial in (1, 2, 3)]
@@ -218,7 +218,7 @@ def test_spreads_over_seeds_and_over_trials_are_kept_apart(root: Path) -> None:
 def test_with_one_seed_the_spread_is_over_trials(root: Path) -> None:
     chosen = study(trials=(1, 2, 3))
     write_records(root, "synth_regdb", chosen)
-    table = report.table2(report.load_results(chosen, "synth_regdb", root))
+    table = report.table2(scores.load_results(chosen, "synth_regdb", root))
     assert cells(table.markdown(), "Baseline")[0] == "19.50 ± 0.50"
     assert "Mean ± standard deviation over 3 train and test splits; n = 1 seed." in table.caption
 
@@ -226,7 +226,7 @@ def test_with_one_seed_the_spread_is_over_trials(root: Path) -> None:
 def test_a_seed_that_lacks_a_trial_is_left_out_so_that_means_are_over_the_same_trials(root: Path) -> None:
     chosen = study(seeds=(0, 1), trials=(1, 2))
     write_records(root, "synth_regdb", chosen, skip=("b_cc-t2-s1",))
-    results = report.load_results(chosen, "synth_regdb", root)
+    results = scores.load_results(chosen, "synth_regdb", root)
     table = report.table2(results)
     assert cells(table.markdown(), "B + CC")[0] == "27.55 ± – / 0.35"
     assert cells(table.markdown(), "B + CC")[-1] == "1 of 2"
@@ -236,7 +236,7 @@ def test_a_seed_that_lacks_a_trial_is_left_out_so_that_means_are_over_the_same_t
 
 def test_spread_over_random_galleries_is_in_the_csv(root: Path) -> None:
     write_records(root, "synth_sysu", study())
-    results = report.load_results(study(), "synth_sysu", root)
+    results = scores.load_results(study(), "synth_sysu", root)
     draws = [100 * one["cmc1"] for one in results.records["baseline-t1-s0"]["settings"]["all_single"]["per_trial"]]
     row = pd.read_csv(io.StringIO(report.table3(results).csv())).query("variant == 'baseline' and metric == 'rank1'")
     assert row["std_galleries"].item() == pytest.approx(statistics.stdev(draws), abs=1e-4)
@@ -248,7 +248,7 @@ def test_spread_over_random_galleries_is_in_the_csv(root: Path) -> None:
 
 def test_table_1_has_the_four_searches_in_the_papers_order(root: Path) -> None:
     write_records(root, "synth_sysu", study())
-    table = report.table1(report.load_results(study(), "synth_sysu", root))
+    table = report.table1(scores.load_results(study(), "synth_sysu", root))
     assert [block.setting for block in table.blocks] == ["all_single", "all_multi", "indoor_single", "indoor_multi"]
     assert [column.key for column in table.columns] == ["rank1", "rank10", "rank20", "mAP", "mINP"]
     indoor = table.blocks[3]
@@ -260,7 +260,7 @@ def test_table_1_has_the_four_searches_in_the_papers_order(root: Path) -> None:
 
 def test_table_2_names_both_directions_by_query_and_gallery(root: Path) -> None:
     write_records(root, "synth_regdb", study())
-    table = report.table2(report.load_results(study(), "synth_regdb", root))
+    table = report.table2(scores.load_results(study(), "synth_regdb", root))
     assert [block.heading for block in table.blocks] == [
         "Thermal to visible (query thermal, 1000; gallery visible, 1000; chance 1.25)",
         "Visible to thermal (query visible, 1000; gallery thermal, 1000; chance 1.25)",
@@ -272,14 +272,14 @@ def test_table_2_names_both_directions_by_query_and_gallery(root: Path) -> None:
 
 def test_tables_1_and_2_refuse_the_other_layout(root: Path) -> None:
     with pytest.raises(StudyError, match="Table 2 is for data sets of layout regdb; synth_sysu has layout sysu"):
-        report.table2(report.load_results(study(), "synth_sysu", root))
+        report.table2(scores.load_results(study(), "synth_sysu", root))
 
 
 @pytest.mark.parametrize("dataset", ["synth_sysu", "synth_regdb"])
 def test_synthetic_tables_say_so_and_show_no_number_of_the_paper(root: Path, dataset: str) -> None:
     write_records(root, dataset, study())
-    for table in report.tables(report.load_results(study(), dataset, root)):
-        assert report.SYNTHETIC_NOTE in table.caption
+    for table in report.tables(scores.load_results(study(), dataset, root)):
+        assert scores.SYNTHETIC_NOTE in table.caption
         assert {row.source for block in table.blocks for row in block.rows} == {"ours"}
         assert set(pd.read_csv(io.StringIO(table.csv()))["synthetic"]) == {True}
 
@@ -288,8 +288,8 @@ def test_a_partial_data_set_is_named_in_every_caption(root: Path) -> None:
     write_records(root, "sysu", study())
     for path in (root / "results" / "sysu" / "metrics").glob("*.json"):
         edit(path, lambda record: record.update(partial=True))
-    for table in report.tables(report.load_results(study(), "sysu", root)):
-        assert report.PARTIAL_NOTE in table.caption
+    for table in report.tables(scores.load_results(study(), "sysu", root)):
+        assert scores.PARTIAL_NOTE in table.caption
 
 
 def random_seed_galleries(record: dict[str, Any]) -> None:
@@ -306,12 +306,12 @@ def rerank(record: dict[str, Any]) -> None:
 
 def test_other_galleries_and_re_ranking_are_named_in_every_caption_and_nowhere_else(root: Path) -> None:
     write_records(root, "sysu", study())
-    plain = report.load_results(study(), "sysu", root)
+    plain = scores.load_results(study(), "sysu", root)
     assert plain.markers == ()
     for path in (root / "results" / "sysu" / "metrics").glob("*.json"):
         edit(path, random_seed_galleries)
         edit(path, rerank)
-    results = report.load_results(study(), "sysu", root)
+    results = scores.load_results(study(), "sysu", root)
     for before, table in zip(report.tables(plain), report.tables(results), strict=True):
         assert "`random.seed(trial)`" in table.caption and "`random.seed(trial)`" not in before.caption
         assert "k-reciprocal neighbours (k1 20, k2 6, lambda 0.3)" in table.caption and "k1" not in before.caption
@@ -328,7 +328,7 @@ def test_a_table_refuses_to_mix_gallery_conventions_or_re_ranking(
     write_records(root, "sysu", study())
     edit(metrics(root, "sysu", "b_cc-t1-s0"), change)
     with pytest.raises(StudyError, match=r"baseline-t1-s0 and b_cc-t1-s0 differ in \S*(galleries|rerank)"):
-        report.load_results(study(), "sysu", root)
+        scores.load_results(study(), "sysu", root)
 
 
 def test_a_setting_that_is_missing_without_that_convention_is_a_damaged_record(root: Path) -> None:
@@ -336,13 +336,13 @@ def test_a_setting_that_is_missing_without_that_convention_is_a_damaged_record(r
     for path in (root / "results" / "sysu" / "metrics").glob("*.json"):
         edit(path, lambda record: record["settings"].pop("all_multi"))
     with pytest.raises(StudyError, match="has no cmc1 for all_multi"):
-        report.table1(report.load_results(study(), "sysu", root))
+        report.table1(scores.load_results(study(), "sysu", root))
 
 
 def test_real_tables_print_the_spread_over_seeds_and_over_galleries_apart(root: Path) -> None:
     chosen = study(seeds=(0, 1, 2))
     write_records(root, "sysu", chosen, skip=("b_ml-t1-s1", "b_ml-t1-s2"))
-    results = report.load_results(chosen, "sysu", root)
+    results = scores.load_results(chosen, "sysu", root)
     table = report.table3(results)
     # The fixture draws ten galleries 0.2 points apart: their sample standard deviation is 0.2 * sqrt(110 / 12).
     assert cells(table.markdown(), "ours: B + CC")[0] == f"28.80 ± 1.00 / {0.2 * (110 / 12) ** 0.5:.2f}"
@@ -353,13 +353,13 @@ def test_real_tables_print_the_spread_over_seeds_and_over_galleries_apart(root: 
 
 def test_a_real_table_of_one_seed_says_that_its_spread_is_not_over_seeds(root: Path) -> None:
     write_records(root, "sysu", study())
-    table = report.table1(report.load_results(study(), "sysu", root))
+    table = report.table1(scores.load_results(study(), "sysu", root))
     assert "± standard deviation over 10 random galleries; n = 1 seed, so none over seeds." in table.caption
     assert cells(table.markdown(), "ours: B + CC")[0] == "27.80 ± 0.61"
 
 
 def test_each_block_of_a_real_table_holds_every_row_of_the_papers(root: Path) -> None:
-    table = report.table1(report.load_results(study(), "sysu", root))
+    table = report.table1(scores.load_results(study(), "sysu", root))
     methods = list(report.paper_table(1, root / "results" / "paper").index)
     for block in table.blocks:
         assert [row.variant for row in block.rows if row.source == "paper"] == methods
@@ -368,31 +368,31 @@ def test_each_block_of_a_real_table_holds_every_row_of_the_papers(root: Path) ->
 
 def test_what_is_compared_with_the_paper_is_each_of_its_scores_once(root: Path) -> None:
     write_records(root, "sysu", study())
-    found = report.comparisons(report.load_results(study(), "sysu", root))
+    found = report.comparisons(scores.load_results(study(), "sysu", root))
     keys = [(one.setting, one.variant.name, one.metric) for one in found]
     assert len(keys) == len(set(keys)) == 4 * 4 + 3 * 4  # DANet in four searches, three further rows of Table 3
     cc = {one.metric: (one.paper, one.ours) for one in found if one.variant.name == "b_cc"}
     assert cc["mAP"][0] == 57.78
     assert cc["Rank-1"][1] is not None and cc["Rank-1"][1].mean == pytest.approx(27.8)
-    assert report.comparisons(report.load_results(study(), "synth_sysu", root)) == []
+    assert report.comparisons(scores.load_results(study(), "synth_sysu", root)) == []
 
 
 def test_real_tables_put_the_papers_rows_above_ours_and_the_difference_below(root: Path) -> None:
     write_records(root, "sysu", study())
-    ablation, table1 = report.tables(report.load_results(study(), "sysu", root))
+    ablation, table1 = report.tables(scores.load_results(study(), "sysu", root))
     sources = [row.source for row in table1.blocks[0].rows]
     assert sources == ["paper"] * 13 + ["ours"] * 4 + ["difference"]
     markdown = table1.markdown()
     assert cells(markdown, "paper: DANet") == ["66.89", "95.06", "98.09", "64.69", "–", "not stated"]
     assert cells(markdown, "difference: B + ML + CC − paper's DANet")[:2] == ["−40.99", "−39.16"]
-    assert report.SYNTHETIC_NOTE not in table1.caption
+    assert scores.SYNTHETIC_NOTE not in table1.caption
     assert cells(ablation.markdown(), "difference: B + CC − paper's B + CC")[0] == "−30.77"  # 27.80 - 58.57
     assert [row.source for row in ablation.blocks[0].rows] == ["paper"] * 4 + ["ours"] * 4 + ["difference"] * 4
 
 
 def test_the_papers_regdb_directions_are_matched_by_query(root: Path) -> None:
     write_records(root, "regdb", study())
-    ablation, table2 = report.tables(report.load_results(study(), "regdb", root))
+    ablation, table2 = report.tables(scores.load_results(study(), "regdb", root))
     thermal = {row.variant: row.cells for row in table2.blocks[0].rows if row.source == "paper"}
     assert thermal["DANet"][0] == Score(78.3)  # infrared2visible, not visible2infrared's 79.4
     assert thermal["D2RL (Wang et al. 2019b)"] == (None,) * 6  # dashes in this direction, as in the paper
@@ -401,7 +401,7 @@ def test_the_papers_regdb_directions_are_matched_by_query(root: Path) -> None:
 
 
 def test_the_papers_numbers_never_fill_a_cell_that_was_not_run(root: Path) -> None:
-    table = report.table3(report.load_results(study(), "sysu", root))
+    table = report.table3(scores.load_results(study(), "sysu", root))
     markdown = table.markdown()
     assert cells(markdown, "ours: Baseline") == ["not run"] * 9 + ["0 of 1"]
     assert cells(markdown, "paper: Baseline")[0] == "54.50"
@@ -427,9 +427,9 @@ def test_stored_paper_tables_give_the_differences_the_paper_claims(root: Path) -
 
 def test_equal_records_give_equal_bytes_and_nothing_half_written_stays(root: Path) -> None:
     write_records(root, "synth_sysu", study())
-    results = report.load_results(study(), "synth_sysu", root)
+    results = scores.load_results(study(), "synth_sysu", root)
     first = {path.name: path.read_bytes() for t in report.tables(results) for path in report.write_table(t, root / "a")}
-    again = report.load_results(study(), "synth_sysu", root)
+    again = scores.load_results(study(), "synth_sysu", root)
     second = {path.name: path.read_bytes() for t in report.tables(again) for path in report.write_table(t, root / "b")}
     assert first == second
     assert sorted(first) == sorted(path.name for path in (root / "a").iterdir())
@@ -438,7 +438,7 @@ def test_equal_records_give_equal_bytes_and_nothing_half_written_stays(root: Pat
 
 def test_provenance_names_each_run_with_the_hashes_of_model_and_configuration(root: Path) -> None:
     write_records(root, "synth_sysu", study())
-    results = report.load_results(study(), "synth_sysu", root)
+    results = scores.load_results(study(), "synth_sysu", root)
     table = report.table3(results)
     hashes = results.records["b_ml-t1-s0"]["provenance"]
     line = f"b_ml-t1-s0 (model {hashes['model_sha256'][:8]}, configuration {hashes['config_sha256'][:8]})"

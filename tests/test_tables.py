@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fixtures.records import study, write_records
 
-from danet_core import report
+from danet_core import report, scores
 from danet_core.tables import Block, Column, Row, Score, Table, signed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,7 +82,7 @@ def test_a_difference_has_a_sign_unless_it_rounds_to_zero() -> None:
 @pytest.mark.parametrize("dataset", ["synth_sysu", "synth_regdb", "sysu", "regdb"])
 def test_latex_is_balanced_escaped_and_as_wide_as_its_columns(root: Path, dataset: str) -> None:
     write_records(root, dataset, study(seeds=(0, 1)))
-    for table in report.tables(report.load_results(study(seeds=(0, 1)), dataset, root)):
+    for table in report.tables(scores.load_results(study(seeds=(0, 1)), dataset, root)):
         lines = [line for line in table.latex().splitlines() if not line.startswith("%")]
         text = "\n".join(lines)
         assert text.isascii(), "pdflatex knows no other character without set-up"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fixtures.records import study, write_records
 
-from danet_core import findings, report
+from danet_core import findings, report, scores
 from danet_core.files import StudyError
 from tools import readme
 
@@ -33,7 +33,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def write_tables(root: Path, dataset: str) -> None:
-    results = report.load_results(study(), dataset, root)
+    results = scores.load_results(study(), dataset, root)
     for table in report.tables(results):
         report.write_table(table, results.tables_folder)
     findings.write_findings(results)
