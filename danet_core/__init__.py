@@ -1,5 +1,13 @@
 """DANet: dual-level alignment for visible-infrared person re-identification, reproduced.
 
+The modules, in the order in which data flow through them:
+    what a run is      config (params.yaml), files, repro, precision
+    data               images, store, sampler, augment
+    the method         backbone, model, losses (slow: the same as loops), train, record
+    scores of a run    metrics, protocols, rerank, distances, probe, ranking, extremes, evaluate
+    the study          scores, tables, report (Tables 1 to 3), findings, page (the report)
+    to look at         style, plots, crops, sheets, diagrams, exploration, explore, search
+
 Axis names used in shapes and comments everywhere:
     B  images in a batch            P  identities in a batch       K  images per identity and modality
     D  feature dimension            C  training identities         N  images in a store

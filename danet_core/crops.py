@@ -72,7 +72,7 @@ def extreme_rows(queries: Mapping[str, Any], store: PackedStore) -> list[RankedR
     """
 
     def shown(row: int, distance: float | None = None, mark: Mark | None = None) -> RankedImage:
-        name = f"person {store.pids[row]}, cam {store.camids[row]}"
+        name = f"id {store.pids[row]}, cam {store.camids[row]}"
         return RankedImage(name, np.asarray(store.images[row]).transpose(1, 2, 0), distance, mark)
 
     rows: list[RankedRow] = []
