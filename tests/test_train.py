@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from danet_core import train as train_module
 from danet_core.backbone import ResNet
 from danet_core.files import StudyError, exclusive
-from danet_core.record import RunFolder, load_finished, save_checkpoint
+from danet_core.record import RunFolder, load_finished, made_with, save_checkpoint
 from danet_core.train import Batch, epoch_line, loss_terms, train
 from tests.stores import make_store, small_config
 
@@ -119,8 +119,12 @@ def test_a_finished_run_leaves_no_checkpoint_and_training_again_starts_from_the_
 def test_a_checkpoint_of_another_configuration_is_refused_and_kept(project, tmp_path):
     config = small_config()
     folder = RunFolder.of(config, tmp_path / "runs", tmp_path / "build")
-    save_checkpoint(folder, {"fingerprint": "0" * 64, "history": []})
-    with pytest.raises(StudyError, match="belongs to another configuration, data or backbone weights"):
+    other = made_with(small_config(lr=0.5), "0" * 64, "0" * 64)
+    save_checkpoint(folder, {"made_with": other, "model": {}, "optimiser": {}, "history": []})
+    with pytest.raises(
+        StudyError,
+        match=r"made with another backbone weights, configuration\.dataset\.recipe\.lr, data,.* remove .*\.pt",
+    ):
         run(project, config, tmp_path)
     assert folder.checkpoint.exists()
 
