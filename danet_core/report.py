@@ -174,7 +174,7 @@ def load_record(path: Path) -> dict[str, Any]:
 
 def load_metrics(folder: Path | str) -> pd.DataFrame:
     """`tidy` of every record in a metrics folder, listed in params.yaml or not; empty for a missing folder."""
-    return tidy(load_record(path) for path in sorted(Path(folder).glob("*.json")))
+    return tidy(load_record(path) for path in sorted(Path(folder).glob("[!.]*.json")))
 
 
 def tidy(records: Iterable[Record]) -> pd.DataFrame:
