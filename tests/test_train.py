@@ -19,6 +19,7 @@ from danet_core import train as train_module
 from danet_core.backbone import ResNet
 from danet_core.files import StudyError, exclusive
 from danet_core.record import RunFolder, load_finished, made_with, save_checkpoint
+from danet_core.search import describe
 from danet_core.train import Batch, epoch_line, loss_terms, train
 from tests.stores import make_store, small_config
 
@@ -255,6 +256,11 @@ def test_the_record_says_where_the_weights_come_from(project, tmp_path):
     assert stored == record
     assert stored["config"]["variant"]["cc"] == {"lambda_1": 1.0, "margin": 0.7, "negatives": "anchor"}
     assert {"data_sha256", "weights_sha256", "model_sha256", "fingerprint"} <= stored["provenance"].keys()
+    assert {"python", "libraries", "device", "code", "train_code_sha256"} == stored["versions"].keys()
+    assert stored["versions"]["device"].keys() == {"type", "name", "threads"}
+    assert stored["command"] == "dvc repro train_sysu@synth_sysu-1-b_cc-0" and stored["seconds"] > 0
+    for value in (stored["provenance"]["data_sha256"], stored["versions"]["train_code_sha256"], stored["command"]):
+        assert value in describe(stored, folder.record)
     assert stored["versions"]["libraries"]["torch"] == torch.__version__.split("+")[0] or "+" in torch.__version__
 
 
