@@ -12,6 +12,7 @@ import json
 import pickle
 import signal
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ CODE = ("augment", "backbone", "config", "losses", "model", "record", "repro", "
 # Read when this module is imported, as the others are: it is that code which runs, whatever is edited meanwhile.
 SOURCES = {f"{name}.py": sha256_file(Path(__file__).with_name(f"{name}.py")) for name in CODE}
 """SHA-256 of each of them."""
+SAME_NOTICE = 2.0
+"""Seconds within which a second SIGTERM says nothing new."""
 _CHECKPOINT_KEYS = {"made_with", "model", "optimiser", "history"}
 
 
@@ -191,23 +194,26 @@ def _names(folder: RunFolder) -> str:
 
 @contextlib.contextmanager
 def sigterm_heeded() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGTERM has come, which ends the process only the second time.
+    """Yield a function that says whether SIGTERM has come, which ends the process only when it comes again later.
 
-    Batch schedulers send it some time before they kill. Outside the main thread, where no signal can be caught, it ends
-    the process as ever.
+    Batch schedulers send it some time before they kill, to every process of a job, and a notebook's runner passes it
+    on: within two seconds it is the same notice. Outside the main thread, where no signal can be caught, it ends the
+    process as ever.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    came = threading.Event()
+    came: list[float] = []
 
     def note(number: int, _frame: object) -> None:
-        came.set()
-        signal.signal(number, before)
+        came.append(time.monotonic())
+        if came[-1] - came[0] > SAME_NOTICE:
+            signal.signal(number, before)
+            signal.raise_signal(number)
 
     before = signal.signal(signal.SIGTERM, note) or signal.SIG_DFL  # None: a handler that is not Python's
     try:
-        yield came.is_set
+        yield lambda: bool(came)
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -296,7 +296,9 @@ def test_a_kernel_has_time_to_save_when_a_batch_scheduler_sends_sigterm(
     started.append(psutil.Process(runner.pid))
     kernel = kernel_of(runner)
     started.append(kernel)
-    runner.send_signal(signal.SIGTERM)
+    kernel.terminate()  # Slurm tells every process of a job, and the runner passes it on
+    for _ in range(2):
+        runner.send_signal(signal.SIGTERM)
     status, _, stderr = finish(runner)
     assert status == 128 + signal.SIGTERM
     assert "a.ipynb, cell 3: StudyError: stopped by SIGTERM after epoch 3 of 14, whose checkpoint is whole\n" in stderr

@@ -37,6 +37,7 @@ from tools import ROOT
 from tools.strip import read_notebook, source_of, tags_of
 
 KERNEL_TIMEOUT = 300  # seconds for a kernel to start; a loaded machine with a cold disk needs more than papermill's 60
+SAME_NOTICE = 2  # seconds within which a second SIGTERM says nothing new; danet_core.record has the same for a run
 GRACE = 20  # seconds between SIGTERM and the kernel's end, if it does not end by itself; Slurm's default is 30
 SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh", "busybox", "cmd.exe"}
 COLOUR = re.compile("\x1b\\[[0-9;]*[A-Za-z]")
@@ -168,7 +169,7 @@ class Guard:
     def __init__(self) -> None:
         self.kernel: Any = None  # jupyter_client's provisioner, once there is one
         self.leftovers: list[Path] = []
-        self.told_to_stop = False
+        self.told_to_stop: float | None = None  # when SIGTERM came
 
     def install(self) -> None:
         """Take over the signals that end a process, and watch the parent. Only the main thread can do so."""
@@ -183,14 +184,17 @@ class Guard:
     def _watch(self, wanted: Callable[[], bool]) -> None:
         while wanted():
             time.sleep(0.5)
-        if not self.told_to_stop:
+        if self.told_to_stop is None:
             self.end(signal.SIGTERM)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         running = self.kernel is not None and self.kernel.process is not None
-        if number != signal.SIGTERM or self.told_to_stop or not running:
+        now = time.monotonic()
+        if number == signal.SIGTERM and self.told_to_stop is not None and now - self.told_to_stop < SAME_NOTICE:
+            return
+        if number != signal.SIGTERM or self.told_to_stop is not None or not running:
             self.end(number)
-        self.told_to_stop = True
+        self.told_to_stop = now
         self.kernel.process.terminate()
         threading.Thread(target=self._see_to_the_end, daemon=True).start()
 
@@ -320,7 +324,7 @@ def run(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
         try:
             _execute(notebook, partial, parameters, _kernel_manager(guard, Path(folder)))
         except NotebookError as error:
-            if guard.told_to_stop:
+            if guard.told_to_stop is not None:
                 sys.stdout.flush()
                 print(f"tools.notebook: {notebook.name}, {error}", file=sys.stderr, flush=True)
                 guard.end(signal.SIGTERM)

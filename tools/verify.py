@@ -33,8 +33,8 @@ EXIT = {"identical": 0, "within spread": 3, "different": 4}
 
 # How far a score, a fraction, may be from the stored one. The same weights on another machine differ by rounding, which
 # moves an image or two of a thousand by a rank. Weights trained there differ as much as those of another seed: where
-# several seeds are stored, twice their standard deviation is allowed; where one is, twice what another number of
-# threads was seen to change in the embedded Baseline, 0.014.
+# several seeds are stored, twice their standard deviation is allowed; where one is, twice what the
+# embedded Baseline was seen to move, 0.014, when it was retrained on one thread instead of three.
 SAME_WEIGHTS = 0.005
 RETRAINED = 0.03
 
