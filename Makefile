@@ -69,7 +69,7 @@ test-faults: SHELL := /bin/bash
 test-faults: setup
 	@set -o pipefail; mkdir -p docs; { \
 	    $(BIN)/python -c "import platform as p, torch; print(p.system(), p.machine(), 'Python', p.python_version(), 'torch', torch.__version__)"; \
-	    $(ONE_THREAD) $(BIN)/python -m pytest -m faults -v -rPs --no-header --color=no --disable-warnings --durations=0 $(ARGS); \
+	    $(ONE_THREAD) TQDM_DISABLE=1 $(BIN)/python -m pytest -m faults -v -rPs --no-header --color=no --disable-warnings --durations=0 $(ARGS); \
 	} 2>&1 | tee docs/faults.txt
 
 lab: setup
