@@ -5,6 +5,9 @@
 # make regdb-trials TRIALS=1-10       RegDB's trials as batch runs, one after the other; also TRIALS=3, TRIALS=1,4,7,
 #                                     DATASET=synth_regdb.
 # make report                         Write results/report.html from what is there, name it, and open it where there is a screen.
+# make verify-results STAGE=NAME      Makes a stored result again in a temporary copy: identical, within spread or different.
+#                                     NAME as in `dvc stage list --all`: train_*, evaluate_* or tables_*.
+# make test-faults                    Long loops of kills and full disks, a quarter of an hour; writes docs/faults.txt.
 # make lock                           Compile requirements.lock again from pyproject.toml (ARGS=--upgrade for newer versions).
 # Extra arguments go through ARGS:    make repro ARGS=--keep-going      make test ARGS="-m slow"      make test ARGS="-k losses"
 
@@ -28,8 +31,10 @@ endif
 SETS ?= sysu regdb
 TRIALS ?= 1-10
 DATASET ?= regdb
+STAGE ?= train_sysu@synth_sysu-1-baseline-0
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: setup repro paper embedded regdb-trials report test test-browser lab lint lock clean-venv
+.PHONY: setup repro paper embedded regdb-trials report verify-results test test-browser test-faults lab lint lock clean-venv
 .DEFAULT_GOAL := help
 
 help:
@@ -56,13 +61,25 @@ regdb-trials: setup
 report: setup
 	@$(BIN)/python -m tools.report --open $(ARGS)
 
+# Exit status 3, scores within the spread, is what another machine is expected to give.
+verify-results: setup
+	@$(BIN)/python -m tools.verify "$(STAGE)" || test $$? -eq 3
+
 # One thread for each of the parallel test processes: more threads than cores make every one of them slower.
 test: setup
-	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
+	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
+
+# Mounts small file systems, and so skips the full disks where the caller may not.
+test-faults: SHELL := /bin/bash
+test-faults: setup
+	@set -o pipefail; mkdir -p docs; { \
+	    $(BIN)/python -c "import platform as p, torch; print(p.system(), p.machine(), 'Python', p.python_version(), 'torch', torch.__version__)"; \
+	    $(ONE_THREAD) TQDM_DISABLE=1 $(BIN)/python -m pytest -m faults -v -rPs --no-header --color=no --disable-warnings --durations=0 $(ARGS); \
+	} 2>&1 | tee docs/faults.txt
 
 test-browser: setup
 	@$(BIN)/python -m tools.browser
-	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -m browser $(ARGS)
+	@$(ONE_THREAD) $(BIN)/python -m pytest -m browser $(ARGS)
 
 lab: setup
 	@$(BIN)/python -m tools.lab $(ARGS)

@@ -315,6 +315,16 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """How often a run saves what it can be resumed from; its weights do not depend on it."""
+
+    every_epochs: int
+
+    def __post_init__(self) -> None:
+        _require(self.every_epochs >= 1, "every_epochs", self.every_epochs, "a whole number of at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class Switches:
     """What `dvc repro` runs; an empty list is zero stages."""
 
@@ -339,6 +349,7 @@ class RunConfig:
     trial: int
     seed: int
     evaluation: Evaluation
+    checkpoints: Checkpoints
 
     @property
     def name(self) -> str:
@@ -383,6 +394,7 @@ class Study:
     pretraining: Pretraining
     tuning: Tuning
     evaluation: Evaluation
+    checkpoints: Checkpoints
 
     def dataset(self, name: str) -> Dataset:
         """The data set called `name`; an unknown name is a ConfigError that lists the known ones."""
@@ -400,7 +412,7 @@ class Study:
         if seed < 0:
             raise ConfigError(f"seed: expected a whole number of at least 0, found {seed}; correct `study.seeds`")
         chosen = _lookup(self.variants, variant, "variant", "variants")
-        return RunConfig(row, variant, chosen, trial, seed, self.evaluation)
+        return RunConfig(row, variant, chosen, trial, seed, self.evaluation, self.checkpoints)
 
 
 def load_study(path: str | Path = "params.yaml") -> Study:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -30,30 +31,50 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, keep: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, remove it when it fails.
+
+    What stands at `path` is renamed to `keep`, where that is given, once the new content is whole.
 
     The content is flushed to disk before the rename, so that a crash leaves the old file or the new one, never a part.
     The temporary name is always the same: what a killed process leaves there, the next attempt overwrites. Whoever
     may write a file from two processes at once holds a lock (`exclusive`) around it.
-    Raises StudyError when the folder cannot be written to.
+    Raises StudyError when the folder cannot be written to and when the disk is full.
     """
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
     except OSError as error:
-        raise StudyError(
-            f"{path} cannot be written ({error.strerror}); give yourself write access to its folder"
-        ) from None
+        remedy = "make room on its disk" if error.errno in _FULL else "give yourself write access to its folder"
+        raise StudyError(f"{path} cannot be written ({error.strerror}); {remedy}") from None
     try:
         yield temporary
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
+        if keep is not None and path.exists():
+            path.replace(keep)
         temporary.replace(path)
+        _fsync_folder(path.parent)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise StudyError(
+            f"{path} cannot be written ({error.strerror}); make room on its disk and run again: what stood there "
+            "before still stands"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def atomic_write_bytes(path: Path, content: bytes | memoryview, keep: Path | None = None) -> None:
+    """Write `content`, whole or not at all; `keep` as in `atomic_path`."""
+    with atomic_path(path, keep) as temporary:
+        temporary.write_bytes(content)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -109,11 +130,17 @@ def replace_folder(new: Path, final: Path) -> None:
     if final.exists():
         final.rename(old)
     new.rename(final)
-    if os.name == "posix":
-        handle = os.open(final.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    _fsync_folder(final.parent)
     if old.exists():
         shutil.rmtree(old)
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Flush a folder's names to disk, so that a rename in it outlives a loss of power."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,20 +1,41 @@
-"""Where a run keeps its files: the finished model with its record, and the checkpoint it can be resumed from."""
+"""Where a run keeps its files: the finished model with its record, and the checkpoints it can be resumed from.
+
+Two checkpoints are kept, so that one is whole on disk at any moment: the last one, and the one before it. A run goes on
+from a checkpoint only if everything but the device is what it was made with: numbers, data, code and libraries.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import pickle
+import signal
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import safetensors.torch
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from danet_core.config import RunConfig
-from danet_core.files import StudyError, atomic_path, atomic_write_json, read_json, sha256_file, sha256_json
+from danet_core.files import StudyError, atomic_write_bytes, atomic_write_json, read_json, sha256_file, sha256_json
+
+CODE = ("augment", "backbone", "config", "losses", "model", "record", "repro", "sampler", "store", "train")
+"""The modules that training runs, the same that its stage in dvc.yaml names."""
+# Read when this module is imported, as the others are: it is that code which runs, whatever is edited meanwhile.
+SOURCES = {f"{name}.py": sha256_file(Path(__file__).with_name(f"{name}.py")) for name in CODE}
+"""SHA-256 of each of them."""
+SAME_NOTICE = 2.0
+"""Seconds within which a second SIGTERM says nothing new."""
+_CHECKPOINT_KEYS = {"made_with", "model", "optimiser", "history"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +64,11 @@ class RunFolder:
         return self.root / "features.npz"
 
     @property
+    def previous(self) -> Path:
+        """The checkpoint before the last one."""
+        return self.checkpoint.with_suffix(".previous.pt")
+
+    @property
     def lock(self) -> Path:
         return self.checkpoint.with_suffix(".lock")
 
@@ -61,8 +87,7 @@ def save_finished(folder: RunFolder, model: nn.Module, record: dict[str, Any]) -
     # One entry only: safetensors writes several in the order of a hash table, another one in each process.
     identity = {"run": json.dumps({**names, "fingerprint": record["provenance"]["fingerprint"]}, sort_keys=True)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with atomic_path(folder.model) as temporary:
-        save_file(tensors, temporary, metadata=identity)
+    atomic_write_bytes(folder.model, safetensors.torch.save(tensors, metadata=identity))
     record = {**record, "provenance": {**record["provenance"], "model_sha256": sha256_file(folder.model)}}
     atomic_write_json(folder.record, record)
     return record
@@ -87,32 +112,110 @@ def load_finished(folder: RunFolder, config: RunConfig) -> tuple[dict[str, torch
         return {name: stream.get_tensor(name) for name in stream.keys()}, record  # noqa: SIM118 (not a mapping)
 
 
+def made_with(config: RunConfig, data_sha256: str, weights_sha256: str) -> dict[str, Any]:
+    """What a checkpoint has to share with the run that goes on from it: all that weights depend on but the device."""
+    return {
+        "configuration": config.resolved(),
+        "data": data_sha256,
+        "backbone weights": weights_sha256,
+        "code": SOURCES,
+        "libraries": {"torch": str(torch.__version__), "numpy": np.__version__},
+    }
+
+
 def save_checkpoint(folder: RunFolder, state: dict[str, Any]) -> None:
-    """Replace the run's checkpoint; the previous one stands until the new one is whole on disk."""
-    with atomic_path(folder.checkpoint) as temporary:
-        torch.save(state, temporary)
+    """Make `state` the run's checkpoint; the one before it is kept, and both are whole on disk.
 
-
-def load_checkpoint(folder: RunFolder, expected: str, device: torch.device) -> dict[str, Any] | None:
-    """The run's checkpoint, or None where there is none.
-
-    Raises StudyError for a damaged file and for one of another configuration, data set or backbone weights: neither is
-    trained on, and neither is silently thrown away.
+    Keys of `state`: made_with (see there), model, optimiser (state_dicts) and history. Raises StudyError when it cannot
+    be written, on a full disk for one; the checkpoint of before then still stands.
     """
-    path = folder.checkpoint
-    if not path.exists():
-        return None
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    atomic_write_bytes(folder.checkpoint, buffer.getbuffer(), keep=folder.previous)
+
+
+def load_checkpoint(
+    folder: RunFolder, expected: dict[str, Any], device: torch.device, log: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """The run's last checkpoint, or the one before where that is damaged (which `log` is told); None if there is none.
+
+    Raises StudyError when each one is damaged, and for one that was not made with what is `expected` (see `made_with`):
+    neither is trained on, and neither is silently thrown away.
+    """
+    damage = []
+    for path in (folder.checkpoint, folder.previous):
+        if not path.exists():
+            continue
+        try:
+            state = _read_checkpoint(path, device)
+        except _Damaged as error:
+            damage.append(f"checkpoint {path} is damaged ({error})")
+            continue
+        if keys := differing_keys(state["made_with"], expected):
+            raise StudyError(
+                f"checkpoint {path} was made with another {', '.join(keys)}, and a run of two kinds is no result; undo "
+                f"the change, or remove {_names(folder)} to train from the start"
+            )
+        if damage:
+            log(f"{damage[0]}; going on from the one before it, {path.name}")
+        return state
+    if damage:
+        raise StudyError(f"{' and '.join(damage)}; remove {_names(folder)} to train from the start")
+    return None
+
+
+def remove_checkpoints(folder: RunFolder) -> None:
+    """Remove both checkpoints, the older one first: a run killed in between goes on from the newer."""
+    folder.previous.unlink(missing_ok=True)
+    folder.checkpoint.unlink(missing_ok=True)
+
+
+class _Damaged(Exception):
+    """A file is no whole checkpoint; the text says what is wrong with it."""
+
+
+def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     try:
+        with zipfile.ZipFile(path) as archive:  # which is what torch.save writes, without looking at its check sums
+            if broken := archive.testzip():
+                raise _Damaged(f"{broken} in it has another check sum")
         state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise StudyError(f"checkpoint {path} is damaged ({error}); remove it to train from the start") from None
-    found = state.get("fingerprint") if isinstance(state, dict) else None
-    if found != expected:
-        raise StudyError(
-            f"checkpoint {path} belongs to another configuration, data or backbone weights "
-            f"(expected fingerprint {expected[:12]}, found {str(found)[:12]}); remove it to train from the start"
-        )
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise _Damaged(str(error).partition("\n")[0]) from None
+    if not isinstance(state, dict) or state.keys() != _CHECKPOINT_KEYS:
+        raise _Damaged("it is no checkpoint of this version of the study")
     return state
+
+
+def _names(folder: RunFolder) -> str:
+    found = [path for path in (folder.checkpoint, folder.previous) if path.exists()]
+    return " and ".join(map(str, found))
+
+
+@contextlib.contextmanager
+def sigterm_heeded() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether SIGTERM has come, which ends the process only when it comes again later.
+
+    Batch schedulers send it some time before they kill, to every process of a job, and a notebook's runner passes it
+    on: within two seconds it is the same notice. Outside the main thread, where no signal can be caught, it ends the
+    process as ever.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    came: list[float] = []
+
+    def note(number: int, _frame: object) -> None:
+        came.append(time.monotonic())
+        if came[-1] - came[0] > SAME_NOTICE:
+            signal.signal(number, before)
+            signal.raise_signal(number)
+
+    before = signal.signal(signal.SIGTERM, note) or signal.SIG_DFL  # None: a handler that is not Python's
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def differing_keys(left: Any, right: Any, prefix: str = "") -> list[str]:

@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from danet_core.augment import normalise
-from danet_core.config import ConfigError, Dataset, Evaluation, RunConfig, Variant
+from danet_core.config import Checkpoints, ConfigError, Dataset, Evaluation, RunConfig, Variant
 from danet_core.config import build as build_strictly
 from danet_core.crops import RankedImage, ranked_list
 from danet_core.distances import distance_matrix
@@ -91,6 +91,7 @@ def recorded_config(record: Any, path: Path) -> RunConfig:
             config["trial"],
             config["seed"],
             Evaluation(trials=1, ranks=20, batch_size=_BATCH, galleries="rand_perm", rerank=None),
+            Checkpoints(every_epochs=1),
         )
     except ConfigError as error:
         raise StudyError(f"{error}; the run is of another version of the study: train it again, `dvc repro`") from None

@@ -19,10 +19,20 @@ from tqdm.auto import tqdm
 
 from danet_core.augment import augment_batch
 from danet_core.config import Dataset, RunConfig, Variant
-from danet_core.files import StudyError, exclusive, sha256_file
+from danet_core.files import StudyError, exclusive, sha256_file, sha256_json
 from danet_core.losses import cross_modality_center_loss, modality_identity_loss, mutual_learning_loss
 from danet_core.model import DANet, Embedding
-from danet_core.record import RunFolder, fingerprint, load_checkpoint, save_checkpoint, save_finished
+from danet_core.record import (
+    SOURCES,
+    RunFolder,
+    fingerprint,
+    load_checkpoint,
+    made_with,
+    remove_checkpoints,
+    save_checkpoint,
+    save_finished,
+    sigterm_heeded,
+)
 from danet_core.repro import derived_seed, deterministic, resolve_device, stamp
 from danet_core.sampler import IdentitySampler
 from danet_core.store import PackedStore
@@ -97,9 +107,10 @@ def train(
     """Train one run, or go on from its checkpoint, and write its model and record into `folder`.
 
     Returns the record: resolved configuration, history by epoch, provenance and versions. Raises StudyError for
-    unusable data, weights or checkpoints, for a loss that is not finite, and when the run is being trained elsewhere.
+    unusable data, weights or checkpoints, for a loss that is not finite, when the run is being trained elsewhere, and
+    after the epoch in which SIGTERM came.
     """
-    with exclusive(folder.lock, f"run {config.dataset.name}/{config.name}"):
+    with exclusive(folder.lock, f"run {config.dataset.name}/{config.name}"), sigterm_heeded() as told_to_stop:
         started = time.perf_counter()
         target = resolve_device(device)
         store = PackedStore.open(packed / config.dataset.name)
@@ -108,9 +119,10 @@ def train(
         with deterministic(derived_seed(config.seed, "initial weights")):
             model = build_model(config.dataset, len(images.identities), weights_path).to(target)
             provenance = {"data_sha256": store.meta["content_sha256"], "weights_sha256": sha256_file(weights_path)}
-            provenance["fingerprint"] = fingerprint(config, provenance["data_sha256"], provenance["weights_sha256"])
-            history = _fit(model, images, config, folder, provenance["fingerprint"], log)
-            versions = stamp(target)
+            kind = made_with(config, **provenance)
+            provenance["fingerprint"] = fingerprint(config, **provenance)
+            history = _fit(model, images, config, folder, kind, told_to_stop, log)
+            versions = {**stamp(target), "train_code_sha256": sha256_json(SOURCES)}
         record = {
             "dataset": config.dataset.name,
             "variant": config.variant_name,
@@ -126,7 +138,7 @@ def train(
             "seconds": round(time.perf_counter() - started, 1),
         }
         record = save_finished(folder, model, record)
-        folder.checkpoint.unlink(missing_ok=True)
+        remove_checkpoints(folder)
         return record
 
 
@@ -135,7 +147,8 @@ def _fit(
     images: TrainingImages,
     config: RunConfig,
     folder: RunFolder,
-    identity: str,
+    kind: dict[str, Any],
+    told_to_stop: Callable[[], bool],
     log: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     recipe, device = config.dataset.recipe, next(model.parameters()).device
@@ -143,7 +156,7 @@ def _fit(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     history: list[dict[str, Any]] = []
-    checkpoint = load_checkpoint(folder, identity, device)
+    checkpoint = load_checkpoint(folder, kind, device, log)
     if checkpoint is not None:
         model.load_state_dict(checkpoint["model"])
         optimiser.load_state_dict(checkpoint["optimiser"])
@@ -157,16 +170,16 @@ def _fit(
         row = _epoch(model, optimiser, images, sampler, config, epoch)
         history.append({"epoch": epoch + 1, "lr": rate, **row})
         _require_finite(model, epoch)
-        save_checkpoint(
-            folder,
-            {
-                "fingerprint": identity,
-                "model": model.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "history": history,
-            },
-        )
+        stop = told_to_stop()
+        if stop or (epoch + 1) % config.checkpoints.every_epochs == 0 or epoch + 1 == config.epochs:
+            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "history": history}
+            save_checkpoint(folder, {"made_with": kind, **state})
         log(epoch_line(history[-1], config.epochs))
+        if stop:
+            raise StudyError(
+                f"stopped by SIGTERM after epoch {epoch + 1} of {config.epochs}, whose checkpoint is whole; the same "
+                "command goes on from there"
+            )
     return history
 
 
@@ -208,7 +221,7 @@ def _means(steps: list[dict[str, Tensor]], epoch: int) -> dict[str, float | None
             step = int(broken[0])
             raise StudyError(
                 f"{name} is {values[step].item()} at step {step + 1} of epoch {epoch + 1}; expected a finite loss: "
-                "lower `lr` in params.yaml, remove the run's checkpoint in build/checkpoints and start again"
+                "lower `lr` in params.yaml, remove the run's checkpoints in build/checkpoints and start again"
             )
         means[name] = values.double().mean().item()
     return means
@@ -221,7 +234,7 @@ def _require_finite(model: DANet, epoch: int) -> None:
         name = list(model.state_dict())[int(torch.nonzero(~finite)[0])]
         raise StudyError(
             f"weights {name} are not finite after epoch {epoch + 1}; expected finite numbers: lower `lr` in "
-            "params.yaml, remove the run's checkpoint in build/checkpoints and start again"
+            "params.yaml, remove the run's checkpoints in build/checkpoints and start again"
         )
 
 

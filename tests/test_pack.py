@@ -32,6 +32,7 @@ from data_prep import images, synthetic
 from data_prep.images import Job, decode, load_rgb, run_jobs
 from data_prep.pack import check_images, pack
 from data_prep.prepare import FOLDERS, Folders, prepare, read
+from tests.fixtures.faults import small_disk
 
 PROJECT = Path(__file__).parents[1]
 PLAN = trees.small_sysu_plan()
@@ -341,6 +342,24 @@ def test_a_disk_that_fills_up_while_packing_is_an_error_that_keeps_what_is_finis
     assert len((folders.packed / "tiny.partial" / "journal.jsonl").read_text().splitlines()) == 1 + 3
     pack_here(sysu, folders)
     PackedStore.open(folders.packed / "tiny")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="mounts a file system")
+def test_a_really_full_disk_keeps_what_is_packed_and_the_store_under_its_name_stays_absent(
+    sysu: Set, folders: Folders, monkeypatch
+) -> None:
+    with small_disk(folders.packed, "64k") as resize:
+        with pytest.raises(StudyError, match=r"packing needs [\d,]+ bytes .* the disk has 65,536 free"):
+            pack_here(sysu, folders)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))  # filled since it was asked
+        with pytest.raises(StudyError, match=r"images\.npy cannot be written \(No space left on device\); make room"):
+            pack_here(sysu, folders)
+        assert names(folders.packed) == ["tiny.partial"]
+        with pytest.raises(StudyError, match="a pack was begun and not finished"):
+            PackedStore.open(folders.packed / "tiny")
+        resize("16m")
+        pack_here(sysu, folders)
+        PackedStore.open(folders.packed / "tiny")
 
 
 def test_a_limit_of_the_operating_system_on_the_file_s_size_is_an_error_in_one_sentence(

@@ -277,6 +277,36 @@ def test_a_runner_that_is_stopped_takes_its_kernel_with_it(
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ipynb"], "nothing half-written stays"
 
 
+SAVING = """\
+from danet_core.files import StudyError
+from danet_core.record import sigterm_heeded
+with sigterm_heeded() as told_to_stop:
+    print('kernel', os.getpid(), flush=True)
+    while not told_to_stop(): time.sleep(0.05)
+    open({path!r}, 'w').write('saved')
+raise StudyError('stopped by SIGTERM after epoch 3 of 14, whose checkpoint is whole')"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of this kind are POSIX")
+def test_a_kernel_has_time_to_save_when_a_batch_scheduler_sends_sigterm(
+    tmp_path: Path, started: list[psutil.Process]
+) -> None:
+    notebook = write(tmp_path / "a.ipynb", SAVING.format(path=str(tmp_path / "checkpoint")))
+    runner = start(notebook, tmp_path / "b.ipynb")
+    started.append(psutil.Process(runner.pid))
+    kernel = kernel_of(runner)
+    started.append(kernel)
+    kernel.terminate()  # Slurm tells every process of a job, and the runner passes it on
+    for _ in range(2):
+        runner.send_signal(signal.SIGTERM)
+    status, _, stderr = finish(runner)
+    assert status == 128 + signal.SIGTERM
+    assert "a.ipynb, cell 3: StudyError: stopped by SIGTERM after epoch 3 of 14, whose checkpoint is whole\n" in stderr
+    assert "tools.notebook: stopped by SIGTERM, and the kernel with it" in stderr
+    assert ends(kernel)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ipynb", "checkpoint"]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
 @pytest.mark.parametrize("in_stage", [False, True], ids=["its parent", "DVC behind a shell"])
 def test_a_runner_stops_when_what_it_works_for_is_killed(

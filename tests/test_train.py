@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from danet_core import train as train_module
 from danet_core.backbone import ResNet
 from danet_core.files import StudyError, exclusive
-from danet_core.record import RunFolder, load_finished, save_checkpoint
+from danet_core.record import RunFolder, load_finished, made_with, save_checkpoint
+from danet_core.search import describe
 from danet_core.train import Batch, epoch_line, loss_terms, train
 from tests.stores import make_store, small_config
 
@@ -119,8 +120,12 @@ def test_a_finished_run_leaves_no_checkpoint_and_training_again_starts_from_the_
 def test_a_checkpoint_of_another_configuration_is_refused_and_kept(project, tmp_path):
     config = small_config()
     folder = RunFolder.of(config, tmp_path / "runs", tmp_path / "build")
-    save_checkpoint(folder, {"fingerprint": "0" * 64, "history": []})
-    with pytest.raises(StudyError, match="belongs to another configuration, data or backbone weights"):
+    other = made_with(small_config(lr=0.5), "0" * 64, "0" * 64)
+    save_checkpoint(folder, {"made_with": other, "model": {}, "optimiser": {}, "history": []})
+    with pytest.raises(
+        StudyError,
+        match=r"made with another backbone weights, configuration\.dataset\.recipe\.lr, data,.* remove .*\.pt",
+    ):
         run(project, config, tmp_path)
     assert folder.checkpoint.exists()
 
@@ -251,6 +256,11 @@ def test_the_record_says_where_the_weights_come_from(project, tmp_path):
     assert stored == record
     assert stored["config"]["variant"]["cc"] == {"lambda_1": 1.0, "margin": 0.7, "negatives": "anchor"}
     assert {"data_sha256", "weights_sha256", "model_sha256", "fingerprint"} <= stored["provenance"].keys()
+    assert {"python", "libraries", "device", "code", "train_code_sha256"} == stored["versions"].keys()
+    assert stored["versions"]["device"].keys() == {"type", "name", "threads"}
+    assert stored["command"] == "dvc repro train_sysu@synth_sysu-1-b_cc-0" and stored["seconds"] > 0
+    for value in (stored["provenance"]["data_sha256"], stored["versions"]["train_code_sha256"], stored["command"]):
+        assert value in describe(stored, folder.record)
     assert stored["versions"]["libraries"]["torch"] == torch.__version__.split("+")[0] or "+" in torch.__version__
 
 

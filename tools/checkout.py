@@ -1,13 +1,16 @@
 """Prepare this copy of the project; `make` does it at each call, conda users call it once: `python -m tools.checkout`.
 
 A clone gets the git filter that keeps outputs out of committed notebooks. A copy without git (a zip download) gets
-DVC's `core.no_scm`, without which DVC refuses to work there; it goes into `.dvc/config.local`, which git ignores.
+DVC's `core.no_scm`, without which DVC refuses to work there; it goes into `.dvc/config.local`, which git ignores. What
+a killed DVC locked is unlocked.
 """
 
 from __future__ import annotations
 
 import configparser
 import io
+import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -69,10 +72,39 @@ def set_filter(root: Path) -> None:
             subprocess.run([*command, key, value], capture_output=True, check=False)
 
 
+def unlock(root: Path) -> None:
+    """Remove DVC's list of locked paths when no DVC that it names is running, or when a kill left it half-written.
+
+    DVC itself passes over a process that has gone, but not over a half-written list, nor over another program that has
+    the number of a killed DVC by now, as happens in containers.
+    """
+    path = root / ".dvc" / "tmp" / "rwlock"
+    if not path.exists():
+        return
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        owners = [*held.get("write", {}).values(), *itertools.chain(*held.get("read", {}).values())]
+        in_use = any(_runs_dvc(owner["pid"]) for owner in owners)
+    except (ValueError, AttributeError, TypeError, KeyError):
+        in_use = False
+    if not in_use:
+        path.unlink(missing_ok=True)
+
+
+def _runs_dvc(pid: int) -> bool:
+    import psutil
+
+    try:
+        return any("dvc" in word for word in psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return False
+
+
 def main() -> int:
     """Command line; returns the exit status."""
     set_no_scm(ROOT)
     set_filter(ROOT)
+    unlock(ROOT)
     return 0
 
 

@@ -6,7 +6,8 @@ papermill executes it, in a kernel of this very interpreter, in the project's fo
 - an unknown parameter, or a value of another type than the default's, is an error before anything starts;
 - what the notebook prints is passed on as it comes, whole lines only, a progress bar as its last state;
 - OUTPUT appears when the notebook is through; of one that failed NAME.failed.ipynb is kept, to look at;
-- a runner that is stopped or killed, or whose DVC is, takes its kernel with it;
+- a runner that is stopped or killed, or whose DVC is, takes its kernel with it; after SIGTERM, which batch schedulers
+  send before they kill, the kernel first has time to save what it has;
 - nothing of the user's is involved: no kernel or IPython start-up file of another environment.
 """
 
@@ -29,13 +30,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from danet_core.files import StudyError
 from tools import ROOT
 from tools.strip import read_notebook, source_of, tags_of
 
 KERNEL_TIMEOUT = 300  # seconds for a kernel to start; a loaded machine with a cold disk needs more than papermill's 60
+SAME_NOTICE = 2  # seconds within which a second SIGTERM says nothing new; danet_core.record has the same for a run
+GRACE = 20  # seconds between SIGTERM and the kernel's end, if it does not end by itself; Slurm's default is 30
 SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh", "busybox", "cmd.exe"}
 COLOUR = re.compile("\x1b\\[[0-9;]*[A-Za-z]")
 
@@ -166,6 +169,7 @@ class Guard:
     def __init__(self) -> None:
         self.kernel: Any = None  # jupyter_client's provisioner, once there is one
         self.leftovers: list[Path] = []
+        self.told_to_stop: float | None = None  # when SIGTERM came
 
     def install(self) -> None:
         """Take over the signals that end a process, and watch the parent. Only the main thread can do so."""
@@ -177,13 +181,34 @@ class Guard:
                 signal.signal(number, self._stop)
         threading.Thread(target=self._watch, args=(_still_wanted(),), daemon=True).start()
 
-    @staticmethod
-    def _watch(wanted: Callable[[], bool]) -> None:
+    def _watch(self, wanted: Callable[[], bool]) -> None:
         while wanted():
             time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if self.told_to_stop is None:
+            self.end(signal.SIGTERM)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
+        running = self.kernel is not None and self.kernel.process is not None
+        now = time.monotonic()
+        if number == signal.SIGTERM and self.told_to_stop is not None and now - self.told_to_stop < SAME_NOTICE:
+            return
+        if number != signal.SIGTERM or self.told_to_stop is not None or not running:
+            self.end(number)
+        self.told_to_stop = now
+        self.kernel.process.terminate()
+        threading.Thread(target=self._see_to_the_end, daemon=True).start()
+
+    def _see_to_the_end(self) -> None:
+        """End this process when time is up, unless papermill saw the kernel fail or die before, and has ended it."""
+        deadline = time.monotonic() + GRACE
+        while time.monotonic() < deadline:
+            time.sleep(0.1)
+            if self.kernel.process is None or self.kernel.process.poll() is not None:
+                deadline = min(deadline, time.monotonic() + 5)
+        self.end(signal.SIGTERM)
+
+    def end(self, number: int) -> NoReturn:
+        """Kill the kernel, remove what is half-written, and end this process as signal `number` would."""
         with contextlib.suppress(OSError):
             if self.kernel is not None and self.kernel.process is not None:
                 if self.kernel.pgid:
@@ -299,6 +324,10 @@ def run(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
         try:
             _execute(notebook, partial, parameters, _kernel_manager(guard, Path(folder)))
         except NotebookError as error:
+            if guard.told_to_stop is not None:
+                sys.stdout.flush()
+                print(f"tools.notebook: {notebook.name}, {error}", file=sys.stderr, flush=True)
+                guard.end(signal.SIGTERM)
             partial.replace(failed)
             raise NotebookError(f"{notebook.name}, {error}\n(the executed copy: {_shown(failed)})") from None
         except BaseException:
@@ -345,7 +374,9 @@ def _execute(notebook: Path, partial: Path, parameters: dict[str, Any], kernel_m
         message = f"cell {error.exec_count}: {error.ename}: {COLOUR.sub('', error.evalue)}"
         raise NotebookError(message + ("\n" + trace.rstrip() if trace else "")) from None
     except DeadKernelError:
-        raise NotebookError("the kernel died; out of memory is the usual reason (`dmesg` tells on Linux)") from None
+        raise NotebookError(
+            "the kernel died; out of memory is the usual reason (`dmesg` tells on Linux), unless it was told to stop"
+        ) from None
     finally:
         stdout.finish()
         stderr.finish()
