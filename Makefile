@@ -1,5 +1,8 @@
 # make repro | test | lab | lint      Each first sets up what it needs: the locked versions, in .venv. A second call costs nothing.
 # make paper                          The real data sets: switches `study` in params.yaml to them (SETS=sysu for one), then repro.
+# make paper-scale                    The paper's recipe on rendered sets of the real sizes, for a GPU (SETS=regdb for the
+#                                     shorter one, which also comes first): switches `study` to them, then repro.
+# make bench                          Measure what is claimed to be fast; writes benchmarks/RESULTS.md (at most 10 min).
 # make embedded                       Switches `study` in params.yaml back to the rendered sets; runs nothing.
 # make regdb-trials TRIALS=1-10       RegDB's trials as batch runs, one after the other; also TRIALS=3, TRIALS=1,4,7,
 #                                     DATASET=synth_regdb.
@@ -27,7 +30,7 @@ SETS ?= sysu regdb
 TRIALS ?= 1-10
 DATASET ?= regdb
 
-.PHONY: setup repro paper embedded regdb-trials test lab lint lock clean-venv
+.PHONY: setup repro paper paper-scale bench embedded regdb-trials test lab lint lock clean-venv
 .DEFAULT_GOAL := help
 
 help:
@@ -44,6 +47,15 @@ paper: setup
 	@$(BIN)/python -m tools.profile paper $(SETS)
 	@$(BIN)/python -m dvc repro --keep-going $(foreach set,$(SETS),prepare_$(set)@$(set))
 	@$(BIN)/python -m dvc repro $(ARGS)
+
+# RegDB's layout first: its tables are there before the hours of SYSU-MM01's begin.
+paper-scale: setup
+	@$(BIN)/python -m tools.profile paper-scale $(SETS)
+	@$(if $(filter regdb,$(SETS)),$(BIN)/python -m dvc repro $(foreach stage,tables figures,$(stage)_regdb@synth_regdb_paper_scale))
+	@$(BIN)/python -m dvc repro $(ARGS)
+
+bench: setup
+	@$(BIN)/python -m benchmarks.run $(ARGS)
 
 embedded: setup
 	@$(BIN)/python -m tools.profile embedded
