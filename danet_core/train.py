@@ -137,22 +137,18 @@ def training_step(
     chance: torch.Generator,
 ) -> dict[str, Tensor]:
     """Train on one batch; returns the loss terms, detached and on the device. Nothing in it reads a value there."""
-    output = model_output(model, batch, config.dataset.recipe, chance)
+    recipe = config.dataset.recipe
+    images = augment_batch(batch.images, recipe.augment, chance)
+    if not recipe.channels_last:
+        images = images.contiguous()
+    with autocast(recipe.precision, images.device):
+        output = model(images)
     terms = loss_terms(output, batch, config.variant)
     optimiser.zero_grad(set_to_none=True)
     scaler.scale(terms["total"]).backward()
     scaler.step(optimiser)
     scaler.update()
     return {name: term.detach() for name, term in terms.items()}
-
-
-def model_output(model: DANet, batch: Batch, recipe: Recipe, chance: torch.Generator) -> Embedding:
-    """The network's output for the augmented batch, its convolutions in the recipe's precision and memory format."""
-    images = augment_batch(batch.images, recipe.augment, chance)
-    if not recipe.channels_last:
-        images = images.contiguous()
-    with autocast(recipe.precision, images.device):
-        return model(images)
 
 
 def train(
