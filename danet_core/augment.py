@@ -13,9 +13,13 @@ from danet_core.config import Augment
 
 def normalise(images: UInt8[Tensor, "B 3 H W"], augment: Augment) -> Float[Tensor, "B 3 H W"]:
     """Bytes to float32 with the channel means at 0 and the standard deviations at 1, in channels-last memory."""
+    return _scaled(images, augment).contiguous(memory_format=torch.channels_last)
+
+
+def _scaled(images: UInt8[Tensor, "B 3 H W"], augment: Augment) -> Float[Tensor, "B 3 H W"]:
+    """Normalised, in the memory order of the bytes: arithmetic by channel is several times as fast in it on a CPU."""
     mean, std = _statistics(augment, images.device)
-    floats = images.to(torch.float32, memory_format=torch.channels_last)
-    return (floats - mean) / std
+    return (images.to(torch.float32) - mean).div_(std)
 
 
 @functools.cache
@@ -51,7 +55,8 @@ def augment_batch(
     erased = (
         inside_rows[:, :, None] & inside_columns[:, None, :] & (draw[1] < augment.erase).view(-1, 1, 1)
     )  # (B, H, W)
-    return normalise(flipped, augment).masked_fill(erased[:, None], 0.0)
+    scaled = _scaled(flipped, augment).masked_fill_(erased[:, None], 0.0)
+    return scaled.contiguous(memory_format=torch.channels_last)
 
 
 def _boxes(
