@@ -41,13 +41,18 @@ def _digits(value: float) -> str:
 
 
 def interleaved(
-    actions: Mapping[str, Callable[[], object]], rounds: int, calls: Mapping[str, int] | None = None
+    actions: Mapping[str, Callable[[], object]],
+    rounds: int,
+    calls: Mapping[str, int] | None = None,
+    *,
+    warm: bool = False,
 ) -> dict[str, Times]:
     """Time the actions in turn, `rounds` times over, so that a busy moment of the machine meets all of them.
 
-    Each is called once beforehand. `calls` is how often an action runs in each of its turns, once if not named.
+    Each is called once beforehand, unless all are `warm` already by what went before. `calls` is how often an action
+    runs in each of its turns, once if not named.
     """
-    for action in actions.values():
+    for action in () if warm else actions.values():
         action()
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(rounds):

@@ -15,7 +15,7 @@ from tools import ROOT
 from tools.strip import read_notebook, source_of
 
 NOTEBOOKS = ("02_train", "03_evaluate", "04_tables", "05_figures")
-ROUNDS = 5
+ROUNDS = 3
 
 
 def imports(notebook: str) -> str:
