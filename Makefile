@@ -1,6 +1,9 @@
 # make repro | test | lab | lint      Each first sets up what it needs: the locked versions, in .venv. A second call costs nothing.
 # make test-browser                   The notebooks and the report in a browser (Chromium, installed where root may).
 # make paper                          The real data sets: switches `study` in params.yaml to them (SETS=sysu for one), then repro.
+# make paper-scale                    The paper's recipe on rendered sets of the real sizes, for a GPU (SETS=regdb for the
+#                                     shorter one, which also comes first): switches `study` to them, then repro.
+# make bench                          Measure what is claimed to be fast; writes benchmarks/RESULTS.md (at most 10 min).
 # make embedded                       Switches `study` in params.yaml back to the rendered sets; runs nothing.
 # make regdb-trials TRIALS=1-10       RegDB's trials as batch runs, one after the other; also TRIALS=3, TRIALS=1,4,7,
 #                                     DATASET=synth_regdb.
@@ -34,7 +37,8 @@ DATASET ?= regdb
 STAGE ?= train_sysu@synth_sysu-1-baseline-0
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: setup repro paper embedded regdb-trials report verify-results test test-browser test-faults lab lint lock clean-venv
+.PHONY: setup repro paper paper-scale embedded regdb-trials report verify-results bench
+.PHONY: test test-browser test-faults lab lint lock clean-venv
 .DEFAULT_GOAL := help
 
 help:
@@ -51,6 +55,15 @@ paper: setup
 	@$(BIN)/python -m tools.profile paper $(SETS)
 	@$(BIN)/python -m dvc repro --keep-going $(foreach set,$(SETS),prepare_$(set)@$(set))
 	@$(BIN)/python -m dvc repro $(ARGS)
+
+# RegDB's layout first: its tables are there before the hours of SYSU-MM01's begin.
+paper-scale: setup
+	@$(BIN)/python -m tools.profile paper-scale $(SETS)
+	@$(if $(filter regdb,$(SETS)),$(BIN)/python -m dvc repro $(foreach stage,tables figures,$(stage)_regdb@synth_regdb_paper_scale))
+	@$(BIN)/python -m dvc repro $(ARGS)
+
+bench: setup
+	@$(BIN)/python -m benchmarks.run $(ARGS)
 
 embedded: setup
 	@$(BIN)/python -m tools.profile embedded

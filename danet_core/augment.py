@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -11,10 +13,20 @@ from danet_core.config import Augment
 
 def normalise(images: UInt8[Tensor, "B 3 H W"], augment: Augment) -> Float[Tensor, "B 3 H W"]:
     """Bytes to float32 with the channel means at 0 and the standard deviations at 1, in channels-last memory."""
-    mean = torch.tensor(augment.mean, device=images.device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(augment.std, device=images.device).view(1, 3, 1, 1) * 255
-    floats = images.to(torch.float32, memory_format=torch.channels_last)
-    return (floats - mean) / std
+    return _scaled(images, augment).contiguous(memory_format=torch.channels_last)
+
+
+def _scaled(images: UInt8[Tensor, "B 3 H W"], augment: Augment) -> Float[Tensor, "B 3 H W"]:
+    """Normalised, in the memory order of the bytes: arithmetic by channel is several times as fast in it on a CPU."""
+    mean, std = _statistics(augment, images.device)
+    return (images.to(torch.float32) - mean).div_(std)
+
+
+@functools.cache
+def _statistics(augment: Augment, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation in units of a byte, (1, 3, 1, 1); kept, since making them on a GPU waits for it."""
+    mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) * 255 for numbers in (augment.mean, augment.std))
+    return mean.to(device), std.to(device)
 
 
 def augment_batch(
@@ -43,7 +55,8 @@ def augment_batch(
     erased = (
         inside_rows[:, :, None] & inside_columns[:, None, :] & (draw[1] < augment.erase).view(-1, 1, 1)
     )  # (B, H, W)
-    return normalise(flipped, augment).masked_fill(erased[:, None], 0.0)
+    scaled = _scaled(flipped, augment).masked_fill_(erased[:, None], 0.0)
+    return scaled.contiguous(memory_format=torch.channels_last)
 
 
 def _boxes(
@@ -52,7 +65,7 @@ def _boxes(
     """Top, left, height and width of each image's box in whole pixels."""
     low, high = augment.erase_area
     area = (low + (high - low) * draw[2]) * (height * width)
-    log_low, log_high = (torch.tensor(bound, device=draw.device).log() for bound in augment.erase_ratio)
+    log_low, log_high = (torch.tensor(bound).log() for bound in augment.erase_ratio)  # on the host: () go to any device
     ratio = torch.exp(log_low + (log_high - log_low) * draw[3])
     box_height = (area * ratio).sqrt().round().clamp(1, height)
     box_width = (area / ratio).sqrt().round().clamp(1, width)

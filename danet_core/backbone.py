@@ -1,7 +1,8 @@
-"""One-stream ResNet trunks with the last stride set to 1, built from torchvision's blocks.
+"""One-stream ResNet trunks with the last stride set to 1.
 
-Parameter names are torchvision's, so that its ImageNet weights load as they are; `width` below 64 gives the narrow
-networks of the embedded benchmark.
+Layers and parameter names are torchvision's, so that its ImageNet weights load as they are and the tests can compare
+the two; importing torchvision itself costs every notebook that needs a network more than torch does. `width` below 64
+gives the narrow networks of the embedded benchmark.
 """
 
 from __future__ import annotations
@@ -12,9 +13,58 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from danet_core.files import StudyError
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, He et al. 2016, Fig. 5 left."""
+
+    expansion = 1
+
+    def __init__(self, channels: int, planes: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv1 = _conv(channels, planes, 3, stride)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = _conv(planes, planes, 3)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.downsample = downsample
+
+    def forward(self, maps: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(maps)))
+        out = self.bn2(self.conv2(out))
+        out += maps if self.downsample is None else self.downsample(maps)
+        return self.relu(out)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut, He et al. 2016, Fig. 5 right; the stride is the 3x3's."""
+
+    expansion = 4
+
+    def __init__(self, channels: int, planes: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv1 = _conv(channels, planes, 1)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = _conv(planes, planes, 3, stride)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = _conv(planes, planes * self.expansion, 1)
+        self.bn3 = nn.BatchNorm2d(planes * self.expansion)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    def forward(self, maps: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(maps)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        out += maps if self.downsample is None else self.downsample(maps)
+        return self.relu(out)
+
+
+def _conv(channels: int, planes: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels, planes, kernel, stride, padding=kernel // 2, bias=False)
+
 
 ARCHITECTURES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -98,6 +148,6 @@ def _stage(
     out = planes * block.expansion
     shortcut = None
     if stride != 1 or channels != out:
-        shortcut = nn.Sequential(conv1x1(channels, out, stride), nn.BatchNorm2d(out))
+        shortcut = nn.Sequential(_conv(channels, out, 1, stride), nn.BatchNorm2d(out))
     first = block(channels, planes, stride, shortcut)
     return nn.Sequential(first, *(block(out, planes) for _ in range(depth - 1)))

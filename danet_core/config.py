@@ -19,6 +19,8 @@ import yaml
 
 from danet_core.files import StudyError
 
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]  # precision.py says what they are
+
 
 class ConfigError(StudyError):
     """params.yaml, or a name looked up in it, is not what the study expects."""
@@ -114,6 +116,9 @@ class Recipe:
     decay: float
     augment: Augment
     test_feature: Literal["before_bn", "after_bn"]
+    precision: Precision
+    channels_last: bool
+    compile: bool
 
     def __post_init__(self) -> None:
         for name in ("width", "imgs_per_modality", "epochs", "steps_per_epoch"):
@@ -248,7 +253,6 @@ class Pretraining:
     """Classification on rendered visible crops, the embedded stand-in for ImageNet."""
 
     render: RenderPretraining
-    image: Image
     batch_size: int
     steps: int
     lr: float

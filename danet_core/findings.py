@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import scipy.stats
+from scipy import special
 
 from danet_core.files import StudyError, atomic_write_text
 from danet_core.report import Comparison, comparisons, paper_table
@@ -203,7 +203,7 @@ def _verdict(changes: Sequence[Sequence[float]]) -> str:
     if n == 1:
         return "one seed, so no verdict"
     means = [statistics.fmean(values) for values in changes]
-    reach = float(scipy.stats.t.ppf(0.975, n - 1)) / math.sqrt(n)
+    reach = float(special.stdtrit(n - 1, 0.975)) / math.sqrt(n)
     if any(abs(mean) <= reach * statistics.stdev(v) for mean, v in zip(means, changes, strict=True)):
         return "not settled, for the 95 % interval over seeds of at least one of the two holds no change at all"
     if min(means) > 0:

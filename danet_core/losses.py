@@ -265,8 +265,8 @@ def _closeness(feat: Tensor) -> Tensor:
     It is half the squared distance less the row's own share of it, |f(k)|^2 / 2 - f(i).f(k), measured from the mean.
     """
     with torch.no_grad():
-        wide = _wide(feat)
-        wide = wide - wide.mean(0)
+        wide = feat.to(_wide_dtype(feat), copy=True)
+        wide -= wide.mean(0)  # in place: fresh memory for a second copy takes longer than the product
         return wide.square().sum(1) / 2 - wide @ wide.T
 
 
@@ -317,7 +317,11 @@ def _modality_weights(modalities: Tensor) -> Tensor:
 
 
 def _wide(values: Tensor) -> Tensor:
-    return values.to(torch.float32 if values.device.type == "mps" else torch.float64)
+    return values.to(_wide_dtype(values))
+
+
+def _wide_dtype(values: Tensor) -> torch.dtype:
+    return torch.float32 if values.device.type == "mps" else torch.float64
 
 
 def _result_dtype(*inputs: Tensor) -> torch.dtype:

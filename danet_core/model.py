@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -52,19 +53,22 @@ class DANet(nn.Module):
             self.backbone.load_weights(Path(weights))
 
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
-        """Features before and after the BN neck, of images normalised as in training."""
-        feat = self.backbone(images).mean(dim=(2, 3))  # (B, D); AdaptiveAvgPool2d has no deterministic CUDA gradient
-        return feat, self.neck(feat)
+        """Features before and after the BN neck, of images normalised as in training; float32 under autocast too."""
+        maps = self.backbone(images)  # (B, D, h, w)
+        feat = maps.mean(dim=(2, 3), dtype=torch.float32)  # AdaptiveAvgPool2d has no deterministic CUDA gradient
+        with torch.autocast(images.device.type, enabled=False):
+            return feat, self.neck(feat)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Embedding:
         feat, feat_bn = self.embed(images)
-        return Embedding(
-            feat,
-            feat_bn,
-            self.classifier(feat_bn),
-            self.classifier_visible(feat_bn),
-            self.classifier_infrared(feat_bn),
-        )
+        with torch.autocast(images.device.type, enabled=False):
+            return Embedding(
+                feat,
+                feat_bn,
+                self.classifier(feat_bn),
+                self.classifier_visible(feat_bn),
+                self.classifier_infrared(feat_bn),
+            )
 
 
 def _head(features: int, num_classes: int) -> nn.Linear:

@@ -30,24 +30,28 @@ def derived_seed(seed: int, purpose: str, epoch: int = 0) -> int:
 
 
 @contextlib.contextmanager
-def deterministic(seed: int) -> Iterator[None]:
+def deterministic(seed: int, *, tf32: bool = False) -> Iterator[None]:
     """Deterministic algorithms and a seeded global torch generator; the caller's settings come back after the block.
 
-    The global generator only initialises layers; training draws from generators of its own.
+    The global generator only initialises layers; training draws from generators of its own. Without `tf32` float32 is
+    float32 on a GPU too, where torch would round the products of convolutions to TF32.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark, torch.get_num_threads()
+    rounding = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
         torch.set_num_threads(_threads())
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(before[0])
             torch.backends.cudnn.benchmark = before[1]
             torch.set_num_threads(before[2])
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = rounding
 
 
 def _threads() -> int:

@@ -5,8 +5,9 @@ Nothing here reads the test images, and nothing is selected: the last epoch is t
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +19,11 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from danet_core.augment import augment_batch
-from danet_core.config import Dataset, RunConfig, Variant
+from danet_core.config import Dataset, Recipe, RunConfig, Variant
 from danet_core.files import StudyError, exclusive, sha256_file, sha256_json
 from danet_core.losses import cross_modality_center_loss, modality_identity_loss, mutual_learning_loss
 from danet_core.model import DANet, Embedding
+from danet_core.precision import autocast, loss_scaler, require_precision
 from danet_core.record import (
     SOURCES,
     RunFolder,
@@ -38,6 +40,8 @@ from danet_core.sampler import IdentitySampler
 from danet_core.store import PackedStore
 
 TERMS = ("L_id", "L_cc", "L_sid", "L_M", "total")
+_RESIDENT_SHARE = 1 / 3  # of a GPU's free memory that the training images may take; the rest is the network's
+_CHUNK = 1024  # images that go to the GPU at once, so that the host never holds a second copy of the store
 
 
 class Batch(NamedTuple):
@@ -49,23 +53,56 @@ class Batch(NamedTuple):
 
 
 class TrainingImages:
-    """The training rows of a store, on the device when that is a GPU; a batch is one gather."""
+    """The training rows of a store as batches on the device.
+
+    On a GPU the images lie in its memory where they take no more than a third of what is free, and a batch is one
+    gather there; else two pinned buffers are filled in turn. On a CPU a batch is one gather from the memory map.
+    """
 
     def __init__(self, store: PackedStore, splits: tuple[str, ...], trial: int, device: torch.device) -> None:
         self.rows = store.rows(splits, trial)
         self.pids, self.modalities = store.pids[self.rows], store.modalities[self.rows]
         self.identities, labels = np.unique(self.pids, return_inverse=True)
-        self._labels, self._modalities = torch.from_numpy(labels), torch.from_numpy(self.modalities)
+        self._labels = torch.from_numpy(labels).to(device)
+        self._modalities = torch.from_numpy(self.modalities).to(device)
         self._device, self._store = device, store
-        self._resident = torch.from_numpy(store.images[self.rows]).to(device) if device.type == "cuda" else None
+        self._resident = self._on_gpu() if device.type == "cuda" and self._fits_gpu() else None
 
-    def batch(self, positions: Int[np.ndarray, " B"]) -> Batch:
-        index = torch.from_numpy(positions)
+    def batches(self, positions: Int[np.ndarray, "S B"]) -> Iterator[Batch]:
+        """The batches of these positions in `rows`, in order; no batch makes the host wait for the work on the last."""
+        index = torch.from_numpy(positions).to(self._device)  # once an epoch: each transfer from the host is a wait
         if self._resident is not None:
-            images = self._resident[index.to(self._device)]
+            images: Iterator[Tensor] = (self._resident[row] for row in index)
+        elif self._device.type == "cuda":
+            images = self._pinned(positions)
         else:
-            images = torch.from_numpy(self._store.images[self.rows[positions]])
-        return Batch(images, self._labels[index].to(self._device), self._modalities[index].to(self._device))
+            images = (torch.from_numpy(self._store.images[self.rows[row]]).to(self._device) for row in positions)
+        for row, gathered in zip(index, images, strict=True):
+            yield Batch(gathered, self._labels[row], self._modalities[row])
+
+    def _fits_gpu(self) -> bool:
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return len(self.rows) * self._store.images[0].nbytes <= _RESIDENT_SHARE * free
+
+    def _on_gpu(self) -> Tensor:
+        images = torch.empty((len(self.rows), *self._store.images.shape[1:]), dtype=torch.uint8, device=self._device)
+        for start in range(0, len(self.rows), _CHUNK):
+            chunk = self._store.images[self.rows[start : start + _CHUNK]]
+            images[start : start + _CHUNK] = torch.from_numpy(chunk)
+        return images
+
+    def _pinned(self, positions: Int[np.ndarray, "S B"]) -> Iterator[Tensor]:
+        """One buffer is filled while the GPU is busy with the batch of the other; a full one is copied in the queue."""
+        shape = (positions.shape[1], *self._store.images.shape[1:])
+        buffers = [torch.empty(shape, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+        copied = [torch.cuda.Event() for _ in range(2)]
+        for step, row in enumerate(positions):
+            buffer, event = buffers[step % 2], copied[step % 2]
+            event.synchronize()  # two batches ago; at once for an event that has not been recorded yet
+            np.take(self._store.images, self.rows[row], axis=0, out=buffer.numpy(), mode="clip")  # "raise" buffers
+            images = buffer.to(self._device, non_blocking=True)
+            event.record()
+            yield images
 
 
 def loss_terms(output: Embedding, batch: Batch, variant: Variant) -> dict[str, Tensor]:
@@ -90,9 +127,38 @@ def loss_terms(output: Embedding, batch: Batch, variant: Variant) -> dict[str, T
 
 
 def build_model(dataset: Dataset, num_classes: int, weights: Path | None) -> DANet:
-    """The data set's network in channels-last memory, which convolutions are fastest in on every device."""
+    """The data set's network, its convolutions in channels-last memory where the recipe says so."""
     model = DANet(num_classes, dataset.recipe.backbone, weights, width=dataset.recipe.width)
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last) if dataset.recipe.channels_last else model
+
+
+def build_optimiser(model: DANet, recipe: Recipe) -> torch.optim.Optimizer:
+    """Adam over what is trained, fused into one pass over the weights."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+
+
+def training_step(
+    model: DANet,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    batch: Batch,
+    config: RunConfig,
+    chance: torch.Generator,
+) -> dict[str, Tensor]:
+    """Train on one batch; returns the loss terms, detached and on the device. Nothing in it reads a value there."""
+    recipe = config.dataset.recipe
+    images = augment_batch(batch.images, recipe.augment, chance)
+    if not recipe.channels_last:
+        images = images.contiguous()
+    with autocast(recipe.precision, images.device):
+        output = model(images)
+    terms = loss_terms(output, batch, config.variant)
+    optimiser.zero_grad(set_to_none=True)
+    scaler.scale(terms["total"]).backward()
+    scaler.step(optimiser)
+    scaler.update()
+    return {name: term.detach() for name, term in terms.items()}
 
 
 def train(
@@ -107,16 +173,21 @@ def train(
     """Train one run, or go on from its checkpoint, and write its model and record into `folder`.
 
     Returns the record: resolved configuration, history by epoch, provenance and versions. Raises StudyError for
-    unusable data, weights or checkpoints, for a loss that is not finite, when the run is being trained elsewhere, and
-    after the epoch in which SIGTERM came.
+    unusable data, weights or checkpoints, for a loss that is not finite, for a device that lacks the memory or the
+    precision, when the run is being trained elsewhere, and after the epoch in which SIGTERM came.
     """
-    with exclusive(folder.lock, f"run {config.dataset.name}/{config.name}"), sigterm_heeded() as told_to_stop:
+    recipe, target = config.dataset.recipe, resolve_device(device)
+    require_precision(recipe.precision, target)
+    with (
+        exclusive(folder.lock, f"run {config.dataset.name}/{config.name}"),
+        sigterm_heeded() as told_to_stop,
+        _what_to_lower(recipe, target),
+    ):
         started = time.perf_counter()
-        target = resolve_device(device)
         store = PackedStore.open(packed / config.dataset.name)
         weights_path = weights / f"{config.dataset.name}.safetensors"
         images = TrainingImages(store, config.dataset.train_splits, config.trial, target)
-        with deterministic(derived_seed(config.seed, "initial weights")):
+        with deterministic(derived_seed(config.seed, "initial weights"), tf32=recipe.precision == "tf32"):
             model = build_model(config.dataset, len(images.identities), weights_path).to(target)
             provenance = {"data_sha256": store.meta["content_sha256"], "weights_sha256": sha256_file(weights_path)}
             kind = made_with(config, **provenance)
@@ -142,6 +213,20 @@ def train(
         return record
 
 
+@contextlib.contextmanager
+def _what_to_lower(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """Turn a GPU's want of memory into a StudyError that says which parameter to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        shorter = ", or set `precision` to bfloat16 or float16" if recipe.precision in ("float32", "tf32") else ""
+        raise StudyError(
+            f"the memory of device {device} is too small for {recipe.backbone} with batches of {recipe.ids_per_batch} "
+            f"identities x {2 * recipe.imgs_per_modality} images in {recipe.precision}; lower `ids_per_batch` of the "
+            f"recipe in params.yaml{shorter}"
+        ) from None
+
+
 def _fit(
     model: DANet,
     images: TrainingImages,
@@ -153,8 +238,7 @@ def _fit(
 ) -> list[dict[str, Any]]:
     recipe, device = config.dataset.recipe, next(model.parameters()).device
     sampler = IdentitySampler(images.pids, images.modalities, recipe.ids_per_batch, recipe.imgs_per_modality)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    optimiser = build_optimiser(model, recipe)
     history: list[dict[str, Any]] = []
     checkpoint = load_checkpoint(folder, kind, device, log)
     if checkpoint is not None:
@@ -163,11 +247,15 @@ def _fit(
         history = checkpoint["history"]
         log(f"resumed {config.dataset.name}/{config.name} after epoch {len(history)} of {config.epochs}")
     model.train()
+    if recipe.compile:
+        model.compile()
     for epoch in range(len(history), config.epochs):
         rate = recipe.lr * recipe.decay ** sum(epoch >= milestone for milestone in config.milestones)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        row = _epoch(model, optimiser, images, sampler, config, epoch)
+        scale = history[-1]["loss_scale"] if history and recipe.precision == "float16" else None
+        scaler = loss_scaler(recipe.precision, device, recipe.steps_per_epoch, scale)
+        row = _epoch(model, optimiser, scaler, images, sampler, config, epoch)
         history.append({"epoch": epoch + 1, "lr": rate, **row})
         _require_finite(model, epoch)
         stop = told_to_stop()
@@ -186,6 +274,7 @@ def _fit(
 def _epoch(
     model: DANet,
     optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     images: TrainingImages,
     sampler: IdentitySampler,
     config: RunConfig,
@@ -195,20 +284,22 @@ def _epoch(
     recipe, device = config.dataset.recipe, next(model.parameters()).device
     order = np.random.default_rng(derived_seed(config.seed, "batches", epoch))
     chance = torch.Generator(device).manual_seed(derived_seed(config.seed, "augmentation", epoch))
-    batches = sampler.epoch(recipe.steps_per_epoch, order)
+    positions = sampler.epoch(recipe.steps_per_epoch, order)
     steps: list[dict[str, Tensor]] = []
     started = time.perf_counter()
-    for positions in tqdm(batches, desc=f"epoch {epoch + 1}/{config.epochs}", unit="step", leave=False):
-        batch = images.batch(positions)
-        output = model(augment_batch(batch.images, recipe.augment, chance))
-        terms = loss_terms(output, batch, config.variant)
-        optimiser.zero_grad(set_to_none=True)
-        terms["total"].backward()
-        optimiser.step()
-        steps.append({name: term.detach() for name, term in terms.items()})
+    batches = tqdm(
+        images.batches(positions),
+        desc=f"epoch {epoch + 1}/{config.epochs}",
+        total=len(positions),
+        unit="step",
+        leave=False,
+    )
+    for batch in batches:
+        steps.append(training_step(model, optimiser, scaler, batch, config, chance))
     means = _means(steps, epoch)
     seconds = time.perf_counter() - started
-    return {**means, "images_per_s": round(batches.size / seconds, 1), "seconds": round(seconds, 2)}
+    row = {**means, "images_per_s": round(positions.size / seconds, 1), "seconds": round(seconds, 2)}
+    return {**row, "loss_scale": scaler.get_scale()} if scaler.is_enabled() else row
 
 
 def _means(steps: list[dict[str, Tensor]], epoch: int) -> dict[str, float | None]:

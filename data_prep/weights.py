@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from danet_core.augment import augment_batch
-from danet_core.config import Dataset, Pretraining, Recipe
+from danet_core.config import Dataset, Image, Pretraining, Recipe
 from danet_core.files import StudyError, atomic_path, exclusive, sha256_file, sha256_json
 from danet_core.model import DANet
 from danet_core.repro import derived_seed, deterministic, resolve_device
@@ -38,7 +38,7 @@ def make_weights(dataset: Dataset, pretraining: Pretraining, out: Path, *, devic
     if dataset.recipe.weights == "imagenet":
         imagenet(out, dataset.recipe)
     else:
-        rendered(pretraining, dataset.recipe, out, device=device)
+        rendered(pretraining, dataset.image, dataset.recipe, out, device=device)
 
 
 def imagenet(out: Path, recipe: Recipe) -> None:
@@ -77,14 +77,15 @@ def _fetch(path: Path) -> None:
         ) from None
 
 
-def rendered(pretraining: Pretraining, recipe: Recipe, out: Path, *, device: str = "auto") -> None:
+def rendered(pretraining: Pretraining, image: Image, recipe: Recipe, out: Path, *, device: str = "auto") -> None:
     """Weights of a network that classifies rendered visible crops of identities found in no other split.
 
-    Data sets with the same network share one pretraining: its result is kept under build/pretrained/ by the hash of all
-    it depends on, and copied from there.
+    The crops have the size `image` of the data set. Data sets with the same size and network share one pretraining:
+    its result is kept under build/pretrained/ by the hash of all it depends on, and copied from there.
     """
     identity = {
         "pretraining": dataclasses.asdict(pretraining),
+        "image": dataclasses.asdict(image),
         "backbone": recipe.backbone,
         "width": recipe.width,
         "code": [sha256_file(Path(__file__).parent.parent / name) for name in _CODE],
@@ -94,19 +95,18 @@ def rendered(pretraining: Pretraining, recipe: Recipe, out: Path, *, device: str
     kept = Path("build/pretrained") / f"{sha256_json(identity)[:16]}.safetensors"
     with exclusive(kept.with_suffix(".lock"), "the pretrained backbone"):
         if not kept.exists():
-            images, labels = _crops(pretraining)
+            images, labels = _crops(pretraining, image)
             _save(_pretrain(images, labels, pretraining, recipe, device), kept)
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(out) as temporary:
             shutil.copyfile(kept, temporary)
 
 
-def _crops(pretraining: Pretraining) -> tuple[torch.Tensor, torch.Tensor]:
+def _crops(pretraining: Pretraining, image: Image) -> tuple[torch.Tensor, torch.Tensor]:
     """All pretraining crops (N, 3, H, W) uint8 and their labels (N,)."""
     render_pretraining(PRETRAINING_ROOT, pretraining.render)
-    size = pretraining.image
     paths = sorted(PRETRAINING_ROOT.glob("*/*.jpg"), key=lambda path: natural_key(path.as_posix()))
-    images = np.stack([decode(path, size.height, size.width) for path in paths])
+    images = np.stack([decode(path, image.height, image.width) for path in paths])
     _, labels = np.unique([path.parent.name for path in paths], return_inverse=True)
     return torch.from_numpy(images), torch.from_numpy(labels)
 

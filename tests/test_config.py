@@ -32,6 +32,7 @@ def test_the_paper_profile_holds_the_numbers_printed_in_the_paper():
     assert (recipe.backbone, recipe.width, recipe.weights) == ("resnet50", 64, "imagenet")
     assert (recipe.lr, recipe.weight_decay, recipe.epochs) == (3.5e-4, 5e-4, 140)
     assert (recipe.milestones, recipe.decay) == ((80, 120), 0.1)
+    assert recipe.precision == "float32"
     assert recipe.ids_per_batch * 2 * recipe.imgs_per_modality == 128
     assert (recipe.augment.flip, recipe.augment.erase) == (0.5, 0.5)
     assert (study.datasets["sysu"].image.height, study.datasets["sysu"].image.width) == (384, 128)
@@ -70,6 +71,9 @@ def test_the_embedded_milestones_are_the_papers_shares_of_the_epochs():
         ("    epochs: 140", "    epochs: true", "recipes.paper.epochs: expected a whole number, found True"),
         ("    milestones: [80, 120]", "    milestones: [80, 140]", "milestones: expected ascending epochs below"),
         ("negatives: anchor", "negatives: nearest", "expected one of anchor, center, found 'nearest'"),
+        ("precision: float32", "precision: half", "expected one of float32, tf32, bfloat16, float16, found 'half'"),
+        ("channels_last: true", "channels_last: 1", "recipes.paper.channels_last: expected a bool, found 1"),
+        ("    compile: false  ", "    compiled: false  ", "recipes.paper: unknown key 'compiled'"),
         ("  flip: 0.5", "  flip: 1.5", "augment.flip: expected a probability from 0 to 1, found 1.5"),
         ("sysu: [synth_sysu]", "sysu: [synth_sisu]", "unknown data set 'synth_sisu'"),
         ("sysu: [synth_sysu]", "sysu: [synth_regdb]", "study.sysu lists synth_regdb, whose layout is regdb"),

@@ -25,7 +25,7 @@ from danet_core.config import Checkpoints, RunConfig, load_study
 from danet_core.evaluate import Features, evaluate
 from danet_core.files import StudyError, atomic_write_json, atomic_write_text, read_json
 from danet_core.record import RunFolder, load_checkpoint, made_with, save_checkpoint
-from danet_core.report import load_metrics
+from danet_core.scores import load_results
 from tests.fixtures.faults import FORKS, packed_project, run, save_and_die, small_disk, start, state_of
 from tests.stores import small_config
 
@@ -376,8 +376,10 @@ def test_a_table_a_record_and_features_that_find_the_disk_full_leave_what_stood_
 
 
 def test_a_record_that_a_kill_left_half_written_is_never_read(tmp_path: Path) -> None:
-    (tmp_path / ".baseline-t1-s0.partial.json").write_text('{"dataset": "synth')
-    assert load_metrics(tmp_path).empty
+    folder = tmp_path / "results/synth_sysu/metrics"
+    folder.mkdir(parents=True)
+    (folder / ".baseline-t1-s0.partial.json").write_text('{"dataset": "synth')
+    assert not load_results(load_study(ROOT / "params.yaml"), "synth_sysu", tmp_path).records
 
 
 # ---------------------------------------------------------------- nothing is ever unpickled

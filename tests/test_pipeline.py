@@ -86,7 +86,6 @@ def shrink(params: dict) -> None:
     params["datasets"]["synth_regdb"]["render"].update(ids=12)
     params["pretraining"].update(batch_size=8, steps=3)
     params["pretraining"]["render"].update(ids=6, images=3)
-    params["pretraining"]["image"].update(height=32, width=16)
 
 
 @pytest.fixture(scope="module")

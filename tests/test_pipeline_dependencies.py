@@ -53,6 +53,7 @@ HARMLESS = {
         "danet_core/config.py",
         "danet_core/losses.py",
         "danet_core/model.py",
+        "danet_core/precision.py",
         "danet_core/record.py",
         "danet_core/repro.py",
         "danet_core/sampler.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -12,8 +13,9 @@ import pytest
 import yaml
 from test_pipeline import copy_project, shell
 
-from danet_core.config import load_study
+from danet_core.config import RenderRegdb, RenderSysu, load_study
 from danet_core.files import StudyError
+from data_prep.synthetic import _sysu_cells
 from tools import profile
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +35,31 @@ def test_the_paper_profile_is_sysu_mm01_and_regdb_with_its_ten_trials(params: Pa
     assert profile.main(["paper"], params.parent) == 0
     study = load_study(params).study
     assert (study.sysu, study.regdb, study.trials) == (("sysu",), ("regdb",), tuple(range(1, 11)))
+
+
+def test_the_paper_scale_profile_is_the_papers_recipe_on_rendered_sets_of_the_real_sizes(params: Path) -> None:
+    assert profile.main(["paper-scale"], params.parent) == 0
+    study = load_study(params)
+    assert study.study.datasets == ("synth_sysu_paper_scale", "synth_regdb_paper_scale")
+    for layout, (ids, visible, infrared) in {"sysu": (395, 22258, 11909), "regdb": (206, 2060, 2060)}.items():
+        ours, real = study.datasets[f"synth_{layout}_paper_scale"], study.datasets[layout]
+        assert dataclasses.replace(ours.recipe, weights="imagenet", precision="float32") == real.recipe
+        assert (ours.synthetic, ours.image, ours.train_splits) == (True, real.image, real.train_splits)
+        found = training_images(ours.render)
+        assert found[0] == ids
+        assert found[1] == pytest.approx(visible, rel=0.03) and found[2] == pytest.approx(infrared, rel=0.03)
+
+
+def training_images(render: RenderSysu | RenderRegdb) -> tuple[int, int, int]:
+    """Training identities, visible and infrared images of a rendering, without drawing it."""
+    if isinstance(render, RenderRegdb):
+        return render.ids // 2, render.ids // 2 * render.images, render.ids // 2 * render.images
+    splits, cells = _sysu_cells(render)
+    counts = {False: 0, True: 0}
+    for (_, camera), split in cells.items():
+        if split != "test":
+            counts[camera in (3, 6)] += getattr(render.images, split)
+    return len(splits["train"]) + len(splits["val"]), counts[False], counts[True]
 
 
 def test_one_of_the_two_sets_may_be_switched_on_alone(params: Path) -> None:
@@ -101,19 +128,58 @@ def test_it_says_what_it_wrote_and_the_way_back(params: Path, capsys: pytest.Cap
     assert "now has `sysu: [sysu]`, `regdb: []`, `trials: [1, 2, 3" in said and "tools.profile embedded" in said
     profile.main(["paper", "sysu"], params.parent)
     assert "has already" in capsys.readouterr().out
-    for wrong in (["paper", "synth_sysu"], ["embedded", "sysu"], ["real"]):
+    for wrong in (["paper", "synth_sysu"], ["paper-scale", "paper"], ["embedded", "sysu"], ["real"]):
         with pytest.raises(SystemExit):
             profile.main(wrong, params.parent)
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
-def test_make_paper_switches_looks_at_the_raw_data_and_then_runs_everything(tmp_path: Path) -> None:
-    shutil.copyfile(ROOT / "Makefile", tmp_path / "Makefile")
-    command = ["make", "--dry-run", "--old-file=.venv/.ready", "paper", "SETS=regdb", "ARGS=--keep-going"]
+def made(folder: Path, *arguments: str) -> list[str]:
+    """The modules with their arguments that make would start after its set-up."""
+    shutil.copyfile(ROOT / "Makefile", folder / "Makefile")
+    command = ["make", "--dry-run", "--old-file=.venv/.ready", *arguments]
     # The tests themselves may run below make, which a make inside would tell by more lines.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert [line.partition("-m ")[2] for line in done.stdout.splitlines()[-3:]] == [
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    return [line.partition("-m ")[2] for line in done.stdout.splitlines() if "-m " in line][-3:]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_paper_scale_switches_and_finishes_regdbs_layout_before_the_long_runs_begin(tmp_path: Path) -> None:
+    assert made(tmp_path, "paper-scale") == [
+        "tools.profile paper-scale sysu regdb",
+        "dvc repro tables_regdb@synth_regdb_paper_scale figures_regdb@synth_regdb_paper_scale",
+        "dvc repro ",
+    ]
+    assert made(tmp_path, "paper-scale", "SETS=sysu")[1:] == ["tools.profile paper-scale sysu", "dvc repro "]
+
+
+@pytest.mark.slow
+def test_the_paper_scale_runs_through_every_stage_with_one_step_on_a_few_images(tmp_path: Path) -> None:
+    project = copy_project(tmp_path / "danet")
+    shell(project, sys.executable, "-m", "tools.profile", "paper-scale")
+    params = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
+    params["study"]["variants"] = ["baseline", "b_ml_cc"]
+    params["pretraining"].update(batch_size=4, steps=1)
+    params["pretraining"]["render"].update(ids=4, images=2)
+    for layout, render in {
+        "sysu": {"train_ids": 4, "val_ids": 2, "test_ids": 3, "images": {"train": 2, "val": 2, "test": 2}},
+        "regdb": {"ids": 8},
+    }.items():
+        row = params["datasets"][f"synth_{layout}_paper_scale"]
+        row["recipe"] = {**row["recipe"], "ids_per_batch": 2, "imgs_per_modality": 1, "epochs": 1}
+        row["recipe"].update(steps_per_epoch=1, milestones=[])
+        row["render"].update(render)
+    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    names = {layout: f"synth_{layout}_paper_scale" for layout in profile.REAL}
+    shell(project, "dvc", "repro", *(f"{stage}_{key}@{names[key]}" for stage in ("tables", "figures") for key in names))
+    for name in names.values():
+        assert len(list((project / "results" / name / "metrics").glob("*.json"))) == 2
+        assert "synthetic" in "".join(path.read_text() for path in (project / "results" / name).rglob("*.md")).lower()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_paper_switches_looks_at_the_raw_data_and_then_runs_everything(tmp_path: Path) -> None:
+    assert made(tmp_path, "paper", "SETS=regdb", "ARGS=--keep-going") == [
         "tools.profile paper regdb",
         "dvc repro --keep-going prepare_regdb@regdb",
         "dvc repro --keep-going",

@@ -219,13 +219,13 @@ def test_training_fits_a_handful_of_identities(project, tmp_path):
 
 def test_training_reads_no_test_image(project, tmp_path, monkeypatch):
     seen: list[np.ndarray] = []
-    real = train_module.TrainingImages.batch
+    real = train_module.TrainingImages.batches
 
     def spy(self, positions):
-        seen.append(self.rows[positions])
+        seen.append(self.rows[positions].ravel())
         return real(self, positions)
 
-    monkeypatch.setattr(train_module.TrainingImages, "batch", spy)
+    monkeypatch.setattr(train_module.TrainingImages, "batches", spy)
     run(project, small_config(), tmp_path)
     store = train_module.PackedStore.open(project / "data/packed/synth_sysu")
     assert not set(np.concatenate(seen)) & set(store.rows("test"))

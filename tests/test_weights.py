@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision.models import resnet50
 
-from danet_core.config import load_study
+from danet_core.config import Image, load_study
 from danet_core.files import StudyError, sha256_file
 from danet_core.model import DANet
 from data_prep import weights
@@ -29,10 +29,9 @@ def tiny(tmp_path, monkeypatch):
     """The embedded pretraining with its numbers lowered, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     render = dataclasses.replace(STUDY.pretraining.render, ids=4, images=3)
-    image = dataclasses.replace(STUDY.pretraining.image, height=32, width=16)
-    pretraining = dataclasses.replace(STUDY.pretraining, render=render, image=image, batch_size=6, steps=3)
+    pretraining = dataclasses.replace(STUDY.pretraining, render=render, batch_size=6, steps=3)
     recipe = dataclasses.replace(STUDY.datasets["synth_sysu"].recipe, width=8)
-    return pretraining, recipe
+    return pretraining, Image(32, 16), recipe
 
 
 def test_pretraining_twice_gives_the_same_bytes_and_data_sets_share_one(tiny, tmp_path, capsys):
@@ -50,16 +49,16 @@ def test_pretraining_twice_gives_the_same_bytes_and_data_sets_share_one(tiny, tm
 
 
 def test_a_changed_number_pretrains_anew(tiny):
-    pretraining, recipe = tiny
-    weights.rendered(pretraining, recipe, Path("a.safetensors"), device="cpu")
-    weights.rendered(dataclasses.replace(pretraining, seed=1), recipe, Path("b.safetensors"), device="cpu")
+    pretraining, image, recipe = tiny
+    weights.rendered(pretraining, image, recipe, Path("a.safetensors"), device="cpu")
+    weights.rendered(dataclasses.replace(pretraining, seed=1), image, recipe, Path("b.safetensors"), device="cpu")
     assert Path("a.safetensors").read_bytes() != Path("b.safetensors").read_bytes()
 
 
 def test_a_pretraining_that_diverges_stops_and_leaves_no_file(tiny):
-    pretraining, recipe = tiny
+    pretraining, image, recipe = tiny
     with pytest.raises(StudyError, match="pretraining loss is nan at step"):
-        weights.rendered(dataclasses.replace(pretraining, lr=1e30), recipe, Path("a.safetensors"), device="cpu")
+        weights.rendered(dataclasses.replace(pretraining, lr=1e30), image, recipe, Path("a.safetensors"), device="cpu")
     assert not Path("a.safetensors").exists()
     assert not list(Path("build/pretrained").glob("*.safetensors"))
 

@@ -1,12 +1,13 @@
-"""Switch params.yaml between the embedded benchmark and the paper's data sets.
+"""Switch params.yaml between the embedded benchmark, the paper's data sets and rendered ones of their sizes.
 
     python -m tools.profile paper             SYSU-MM01 and RegDB with its ten trials: Tables 1 to 3
     python -m tools.profile paper sysu        only one of the two
-    python -m tools.profile embedded          back to the rendered sets
+    python -m tools.profile paper-scale       rendered sets of their sizes, with the paper's recipe (or one of them)
+    python -m tools.profile embedded          back to the small rendered sets
 
 It makes the edit that one would make by hand, in the block `study` and nowhere else: its lists `sysu`, `regdb` and
 `trials` get other values, while comments, variants and seeds stay as they are. The new file replaces the old one when
-it is complete and has been read back. Nothing is run; `make paper` does both.
+it is complete and has been read back. Nothing is run; `make paper` and `make paper-scale` do both.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ from danet_core.files import StudyError, atomic_path
 from tools import ROOT
 
 REAL = ("sysu", "regdb")  # data sets, each named like its layout
+SETS = {"paper": "{}", "paper-scale": "synth_{}_paper_scale"}  # name of a profile's data set by layout
 TRIALS = tuple(range(1, 11))  # "RegDB: ten models, scores averaged", the protocol
 
 
 def profile(name: str, sets: Sequence[str] = REAL) -> dict[str, list[Any]]:
-    """The lists that a profile puts into `study`: "embedded", or "paper" with some of the real data sets."""
+    """The lists that a profile puts into `study`: "embedded", or "paper" or "paper-scale" with some of its sets."""
     if name == "embedded":
         return {"sysu": ["synth_sysu"], "regdb": ["synth_regdb"], "trials": [1]}
-    return {layout: [layout] * (layout in sets) for layout in REAL} | {"trials": list(TRIALS)}
+    trials = list(TRIALS) if name == "paper" else [1]
+    return {layout: [SETS[name].format(layout)] * (layout in sets) for layout in REAL} | {"trials": trials}
 
 
 def switched(text: str, lists: Mapping[str, Sequence[Any]], path: str = "params.yaml") -> str:
@@ -115,22 +118,22 @@ def _shown(lists: Mapping[str, Sequence[Any]]) -> str:
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.profile", description="Switch the data sets in params.yaml.")
-    parser.add_argument("name", choices=("paper", "embedded"))
-    parser.add_argument("sets", nargs="*", metavar="SET", help="for paper: sysu, regdb; default: both")
+    parser.add_argument("name", choices=(*SETS, "embedded"))
+    parser.add_argument("sets", nargs="*", metavar="SET", help="for paper and paper-scale: sysu, regdb; default: both")
     options = parser.parse_args(arguments)
     sets = options.sets or list(REAL)
     if unknown := [one for one in sets if one not in REAL] or (options.sets if options.name == "embedded" else []):
-        parser.error(f"unexpected {' '.join(unknown)}; paper takes sysu, regdb or both, embedded takes nothing")
+        taken = "nothing" if options.name == "embedded" else "sysu, regdb or both"
+        parser.error(f"unexpected {' '.join(unknown)}; {options.name} takes {taken}")
     lists = profile(options.name, sets)
     try:
         changed = switch(root / "params.yaml", lists)
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    back = "paper" if options.name == "embedded" else "embedded"
     print(f"params.yaml: `study` {'now has' if changed else 'has already'} {_shown(lists)}")
-    if changed:
-        print(f"             the way back: python -m tools.profile {back}")
+    if changed and options.name != "embedded":
+        print("             the way back: python -m tools.profile embedded")
     return 0
 
 

@@ -37,10 +37,15 @@ def candidates(study: Study) -> list[RunConfig]:
     return runs
 
 
+def folder_of(config: RunConfig, build: Path) -> RunFolder:
+    """Where a candidate's run lies: by its configuration, so that a changed number is another run."""
+    name = sha256_json(config.resolved())[:16]
+    return RunFolder(build / name, build / f"{name}.pt")
+
+
 def score(config: RunConfig, build: Path = Path("build/tuning")) -> dict[str, Any]:
     """Train one candidate (or take it up where it was) and score it on the validation identities."""
-    name = sha256_json(config.resolved())[:16]
-    folder = RunFolder(build / name, build / f"{name}.pt")
+    folder = folder_of(config, build)
     if not folder.record.exists():
         train(config, folder)
     tensors, record = load_finished(folder, config)

@@ -1,0 +1,223 @@
+"""A training step against the same network's bare step on random images that lie on the device."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+from torch.nn import functional
+from torch.utils.benchmark import timer
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.measure import Times, growth, interleaved, main, page, table
+from danet_core.augment import augment_batch
+from danet_core.config import Image, Precision, RunConfig, load_study
+from danet_core.precision import autocast, lacks, loss_scaler
+from danet_core.repro import deterministic
+from danet_core.sampler import IdentitySampler
+from danet_core.store import PackedStore
+from danet_core.train import Batch, TrainingImages, build_model, build_optimiser, loss_terms, training_step
+
+PARTS = ("gather", "augment", "forward", "losses", "backward", "optimiser")
+PER_MODALITY = 8  # images of an identity in the random store
+ROUNDS = 30
+
+
+class Bench:
+    """A run of random images on a device, ready to take steps, and the bare step of a network like its own."""
+
+    def __init__(self, config: RunConfig, identities: int, device: torch.device) -> None:
+        recipe = config.dataset.recipe
+        self.config, self.device = config, device
+        self.images = TrainingImages(random_store(identities, config.dataset.image), ("train",), 1, device)
+        self.model = build_model(config.dataset, identities, None).to(device).train()
+        self.optimiser = build_optimiser(self.model, recipe)
+        self.scaler = loss_scaler(recipe.precision, device, 2000, None)
+        self.chance = torch.Generator(device).manual_seed(0)
+        self.batches = self._batches()
+        self._bare = copy.deepcopy(self.model)
+        self._bare_optimiser = build_optimiser(self._bare, recipe)
+        self._bare_scaler = loss_scaler(recipe.precision, device, 2000, None)
+        batch = next(self.batches)
+        self._random, self._labels = torch.randn(batch.images.shape, device=device), batch.labels
+        if recipe.channels_last:
+            self._random = self._random.contiguous(memory_format=torch.channels_last)
+
+    def _batches(self) -> Iterator[Batch]:
+        recipe, order = self.config.dataset.recipe, np.random.default_rng(0)
+        sampler = IdentitySampler(
+            self.images.pids, self.images.modalities, recipe.ids_per_batch, recipe.imgs_per_modality
+        )
+        while True:
+            yield from self.images.batches(sampler.epoch(100, order))
+
+    def full(self) -> None:
+        """What training does for each batch."""
+        batch = next(self.batches)
+        training_step(self.model, self.optimiser, self.scaler, batch, self.config, self.chance)
+
+    def bare(self) -> None:
+        """Forward, cross-entropy of the heads that the variant trains, backward and optimiser; nothing else."""
+        with autocast(self.config.dataset.recipe.precision, self.device):
+            output = self._bare(self._random)
+        heads = output[2:] if self.config.variant.ml else output[2:3]
+        self._bare_optimiser.zero_grad(set_to_none=True)
+        loss = torch.stack([functional.cross_entropy(logits, self._labels) for logits in heads]).sum()
+        self._bare_scaler.scale(loss).backward()
+        self._bare_scaler.step(self._bare_optimiser)
+        self._bare_scaler.update()
+
+    def parts(self) -> list[float]:
+        """Seconds of each of PARTS in one step; the clock waits for the GPU between them, so that their sum is more."""
+        clock = [timer()]
+        batch = next(self.batches)
+        clock.append(timer())
+        images = augment_batch(batch.images, self.config.dataset.recipe.augment, self.chance)
+        clock.append(timer())
+        with autocast(self.config.dataset.recipe.precision, self.device):
+            output = self.model(images)
+        clock.append(timer())
+        loss = loss_terms(output, batch, self.config.variant)["total"]
+        clock.append(timer())
+        self.optimiser.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        clock.append(timer())
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        clock.append(timer())
+        return np.diff(clock).tolist()
+
+
+def random_store(identities: int, image: Image) -> PackedStore:
+    """Random bytes as a store in memory, PER_MODALITY images of each identity and modality, all of the split train."""
+    count = identities * 2 * PER_MODALITY
+    images = np.random.default_rng(0).integers(0, 256, (count, 3, image.height, image.width), dtype=np.uint8)
+    modality = np.tile(np.repeat(["visible", "infrared"], PER_MODALITY), identities)
+    manifest = pd.DataFrame(
+        {"pid": np.repeat(np.arange(1, identities + 1), 2 * PER_MODALITY), "camid": 1, "modality": modality}
+    )
+    return PackedStore(Path("random"), images, manifest.assign(split_1="train"), {}, {})
+
+
+@contextlib.contextmanager
+def bench(config: RunConfig, identities: int, device: torch.device) -> Iterator[Bench]:
+    with deterministic(0, tf32=config.dataset.recipe.precision == "tf32"):
+        yield Bench(config, identities, device)
+
+
+def with_recipe(config: RunConfig, **changes: object) -> RunConfig:
+    recipe = dataclasses.replace(config.dataset.recipe, **changes)  # type: ignore[arg-type]  # names come from above
+    return dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, recipe=recipe))
+
+
+def matrix_product(precision: Precision, device: torch.device, size: int) -> Callable[[], object]:
+    """A square product of two matrices in the precision, as the rate that the device can reach."""
+    kind = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
+    left, right = (torch.rand(size, size, device=device, dtype=kind) for _ in range(2))
+    return lambda: left @ right
+
+
+def peak_host_memory() -> int:
+    """The most memory this process has held, in bytes."""
+    if os.name != "posix":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    kilobytes = os.uname().sysname != "Darwin"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if kilobytes else 1)
+
+
+def compare(config: RunConfig, identities: int, device: torch.device, rounds: int, size: int) -> tuple[str, ...]:
+    """One row: a full step, the bare one, their ratio, use of the device, memory."""
+    recipe = config.dataset.recipe
+    with bench(config, identities, device) as run:
+        with FlopCounterMode(display=False) as counter:
+            run.bare()
+        product = matrix_product(recipe.precision, device, size)
+        times = interleaved({"full": run.full, "bare": run.bare, "product": product}, rounds)
+        reached = counter.get_total_flops() / times["full"].median
+        attainable = 2 * size**3 / times["product"].median
+        batch = recipe.ids_per_batch * 2 * recipe.imgs_per_modality
+        store = run.images.rows.size * 3 * config.dataset.image.height * config.dataset.image.width
+        if device.type == "cuda":
+            memory = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB on the device"
+        else:
+            memory = f"{(peak_host_memory() - store) / 2**30:.2f} GiB above the store"
+    return (
+        f"{recipe.backbone} x{recipe.width / 64:g}, {config.dataset.image.height}x{config.dataset.image.width}, "
+        f"batch {batch}, {config.variant.label}, {recipe.precision}, {device.type}",
+        str(times["full"]),
+        str(times["bare"]),
+        times["full"].over(times["bare"]),
+        f"{batch / times['full'].median:,.0f}",
+        f"{reached / 1e9:,.0f} GFLOP/s, {100 * reached / attainable:.0f} %",
+        memory,
+    )
+
+
+def parts(config: RunConfig, identities: int, device: torch.device, rounds: int) -> list[Times]:
+    with bench(config, identities, device) as run:
+        run.parts()
+        measured = np.array([run.parts() for _ in range(rounds)])
+    return [Times(column) for column in measured.T]
+
+
+def section(tiny: bool) -> str:
+    study, cpu = load_study(), torch.device("cpu")
+    embedded, paper = (study.run(name, "b_ml_cc", 1, 0) for name in ("synth_sysu", "sysu"))
+    baseline = study.run("synth_sysu", "baseline", 1, 0)
+    rounds, size, identities, paper_identities = (2, 64, 16, 16) if tiny else (ROUNDS, 2048, 200, 395)
+    if tiny:
+        embedded, baseline = (with_recipe(config, width=8, imgs_per_modality=1) for config in (embedded, baseline))
+    rows = [compare(config, identities, cpu, rounds, size) for config in (baseline, embedded)]
+    split: dict[str, list[Times]] = {"embedded, cpu": parts(embedded, identities, cpu, rounds)}
+    gpu = torch.device("cuda") if torch.cuda.is_available() else None
+    precisions: tuple[Precision, ...] = ("float32", "tf32", "bfloat16", "float16")
+    for precision in precisions:
+        label = f"the paper's recipe, {precision}, cuda"
+        if gpu is None or lacks(precision, gpu):
+            rows.append((label, *["not run"] * 6))
+            continue
+        torch.cuda.reset_peak_memory_stats(gpu)
+        config = with_recipe(paper, precision=precision)
+        rows.append(compare(config, paper_identities, gpu, rounds, size * 4))
+        split[label] = parts(config, paper_identities, gpu, rounds)
+
+    few = max(2, rounds // 6)
+    people = (2, 4) if tiny else (4, 8, 16, 32)
+    classes = (16, 32) if tiny else (100, 200, 400, 800)
+    by_batch = [_step(with_recipe(embedded, ids_per_batch=count), identities, few) for count in people]
+    by_class = [_step(embedded, count, few) for count in classes]
+    per_identity = 2 * embedded.dataset.recipe.imgs_per_modality
+    return page(
+        "## Training step",
+        """Full: gather, augmentation, forward, losses, backward, optimiser. Bare: the same network on random images
+        that lie on the device, with a cross-entropy for each head that the variant trains. The rate is the network's
+        operations (forward and backward) over the time of the full step, and its share of what a square matrix
+        product reaches in the same precision, turn by turn with the steps; above 100 % the convolutions' library is the
+        faster one.""",
+        table(("case", "full", "bare", "full / bare", "images/s", "rate, share of a product's", "memory"), rows),
+        "The parts of a full step of B + ML + CC, each waited for on a GPU:",
+        table(("part", *split), [(name, *(t[i] for t in split.values())) for i, name in enumerate(PARTS)]),
+        "How the full embedded step on the CPU grows with the images of a batch:",
+        growth("images", [count * per_identity for count in people], by_batch),
+        "How it grows with the training identities:",
+        growth("identities", classes, by_class),
+    )
+
+
+def _step(config: RunConfig, identities: int, rounds: int) -> Times:
+    with bench(config, identities, torch.device("cpu")) as run:
+        return interleaved({"full": run.full}, rounds)["full"]
+
+
+if __name__ == "__main__":
+    main(section)

@@ -1,0 +1,98 @@
+"""A benchmark run writes a whole page; how long anything takes is never asserted."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from benchmarks import pipeline, run
+from benchmarks.measure import Times, growth, interleaved, page, table
+
+QUANTITY = r"\d[\d,.]* ± \d[\d,.]* (s|ms|us)"
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """The Markdown tables of a page as cells, header first."""
+    blocks = re.findall(r"(?:^\|.*\|\n?)+", text, flags=re.MULTILINE)
+    return [[[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()] for block in blocks]
+
+
+def test_a_tiny_run_of_all_parts_writes_a_page_of_whole_tables_with_hardware_versions_and_every_loss(tmp_path):
+    out = tmp_path / "RESULTS.md"
+    assert run.main(["--tiny", "--out", str(out)]) == 0
+    text = out.read_text(encoding="utf-8")
+    headings = ["Training step", "Losses", "Evaluation", "Rendering and packing", "Start-up of a notebook stage"]
+    assert re.findall("^## (.*)$", text, flags=re.MULTILINE) == [*headings, "`make repro` by stage"]
+    for found in tables(text):
+        assert len({len(line) for line in found}) == 1
+        assert all(cell for line in found[2:] for cell in line[:-1])
+    names = {line[0]: line[1:] for found in tables(text) for line in found[2:]}
+    assert {"processor", "memory", "GPU", "versions", "code"} <= names.keys()
+    for equation in range(1, 6):
+        cells = next(cells for name, cells in names.items() if name.startswith(f"Eq. {equation},"))
+        assert re.fullmatch(QUANTITY, cells[0]) and re.fullmatch(QUANTITY, cells[2])
+    for part in ("gather", "augment", "forward", "losses", "backward", "optimiser"):
+        assert re.fullmatch(QUANTITY, names[part][0])
+    assert str(run.ROOT) not in text and str(tmp_path) not in text
+
+
+def test_a_part_can_be_measured_alone_and_is_printed_not_written(tmp_path, capsys):
+    out = tmp_path / "RESULTS.md"
+    assert run.main(["pipeline", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.startswith("## `make repro` by stage\n")
+    assert not out.exists()
+    with pytest.raises(SystemExit):
+        run.main(["steps"])
+
+
+def test_a_part_that_fails_ends_the_run_and_leaves_the_page_as_it_was(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "RESULTS.md"
+    out.write_text("before", encoding="utf-8")
+    monkeypatch.setattr(run, "PARTS", ("pipeline", "nothing"))
+    assert run.main(["--tiny", "--out", str(out)]) == 1
+    assert "benchmark nothing ended with status 1" in capsys.readouterr().err
+    assert out.read_text(encoding="utf-8") == "before"
+
+
+def test_a_time_is_shown_as_its_median_and_half_the_distance_of_its_quartiles_in_a_fitting_unit():
+    assert str(Times(np.array([1.0, 2.0, 3.0, 4.0, 50.0]))) == "3.00 ± 1.00 s"
+    assert str(Times(np.array([0.0123]))) == "12.3 ± 0.00 ms"
+    assert str(Times(np.array([4e-7]))) == "0.40 ± 0.00 us"
+
+
+def test_a_ratio_is_taken_round_by_round():
+    quiet_then_busy = Times(np.array([1.0, 10.0, 100.0]))
+    assert Times(2 * quiet_then_busy.seconds).over(quiet_then_busy) == "2.00 ± 0.00"
+
+
+def test_actions_are_measured_in_turn_after_one_call_each():
+    calls = []
+    times = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, {"b": 2})
+    assert calls == ["a", "b", "a", "b", "b", "a", "b", "b"]
+    assert {name: len(found.seconds) for name, found in times.items()} == {"a": 2, "b": 2}
+
+
+def test_growth_names_the_factor_of_each_step_and_a_page_wraps_only_its_prose():
+    found = growth("images", [8, 16], [Times(np.array([1.0])), Times(np.array([3.0]))])
+    assert found.splitlines()[2:] == ["| 8 | 1.00 ± 0.00 s |  |", "| 16 | 3.00 ± 0.00 s | 3.00 |"]
+    wide = table(("a" * 200, "b"), [])
+    assert page("# title", "word " * 40, wide).splitlines() == [
+        "# title",
+        "",
+        *[("word " * 23).strip(), ("word " * 17).strip()],
+        "",
+        *wide.splitlines(),
+    ]
+
+
+def test_the_pipelines_stages_are_read_from_executed_notebooks(tmp_path):
+    for name, seconds in (("train-x-t1-s0", 60.0), ("train-y-t1-s0", 40.0), ("tables-x", 3.0), ("other", 1.0)):
+        notebook = {"metadata": {"papermill": {"duration": seconds}}}
+        (tmp_path / f"{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    found = {line[0]: line[1:] for line in tables(pipeline.section(True, tmp_path))[0][2:]}
+    assert found["train"] == ["2", "50.0 ± 5.00 s", "100 s"]
+    assert found["tables"][0] == "1"
+    assert found["evaluate"] == ["0", "not run", "not run"]
