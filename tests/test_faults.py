@@ -69,7 +69,9 @@ def timeless(folder: RunFolder) -> Any:
 
 
 def scores(project: Path, config: RunConfig, folder: RunFolder, out: Path) -> bytes:
-    evaluate(config, folder, packed=project / "data/packed", results=out, device="cpu")
+    evaluate(
+        config, folder, packed=project / "data/packed", weights=project / "data/weights", results=out, device="cpu"
+    )
     return (out / config.dataset.name / "metrics" / f"{config.name}.json").read_bytes()
 
 
