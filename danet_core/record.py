@@ -11,9 +11,11 @@ import io
 import json
 import pickle
 import signal
+import struct
 import threading
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +182,17 @@ def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
             if broken := archive.testzip():
                 raise _Damaged(f"{broken} in it has another check sum")
         state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    # A turned bit can meet a length, a name (UnicodeDecodeError) or a method (NotImplementedError, a RuntimeError).
+    except (
+        RuntimeError,
+        ValueError,
+        EOFError,
+        OSError,
+        struct.error,
+        zlib.error,
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+    ) as error:
         raise _Damaged(str(error).partition("\n")[0]) from None
     if not isinstance(state, dict) or state.keys() != _CHECKPOINT_KEYS:
         raise _Damaged("it is no checkpoint of this version of the study")
