@@ -123,6 +123,8 @@ def camera_pairs(records: Sequence[Record]) -> StudyFigure:
     pair of cameras 3 and 2 is framed with a dash: both look at the same place, and the protocol leaves it out.
     Raises StudyError when no record has camera pairs (RegDB's layout has one pair only).
     """
+    import seaborn as sns  # here, for only this figure needs it: importing it takes over a second
+
     found = [record for record in records if record.get("camera_pairs")]
     need(found, "score of camera pairs")
     labels = {record["variant"]: record["label"] for record in found}
@@ -135,26 +137,23 @@ def camera_pairs(records: Sequence[Record]) -> StudyFigure:
             for pair in record["camera_pairs"]:
                 cells.setdefault((pair["query_camera"], pair["gallery_camera"]), []).append(100 * pair["mAP"])
         maps.append([[np.mean(cells.get((query, camera), [np.nan])) for camera in galleries] for query in queries])
-    top = float(np.nanmax(maps))
+    look: Any = {"vmin": 0, "vmax": float(np.nanmax(maps)), "cmap": "Blues", "annot": True, "fmt": ".1f", "cbar": False}
+    look["xticklabels"], look["yticklabels"] = [[f"cam {camera}" for camera in part] for part in (galleries, queries)]
     with style():
         figure, axes = panels(len(labels), columns=2, height=1.5, sharey=True)
         for axis, label, values in zip(axes, labels.values(), maps, strict=True):
-            image = axis.imshow(values, cmap="Blues", vmin=0, vmax=top, aspect="auto")
-            for row, line in enumerate(values):
-                for column, value in enumerate(line):
-                    ink = "white" if value > 0.6 * top else "black"
-                    axis.text(column, row, _percent(value), ha="center", va="center", color=ink)
+            sns.heatmap(values, ax=axis, **look)
+            for row, column in np.argwhere(np.isnan(values)):
+                axis.text(column + 0.5, row + 0.5, _percent(np.nan), ha="center", va="center")
             if 3 in queries and 2 in galleries:
-                corner = galleries.index(2) - 0.46, queries.index(3) - 0.46
+                corner = galleries.index(2) + 0.04, queries.index(3) + 0.04
                 frame: Any = {"fill": False, "linestyle": "--", "linewidth": 1.6, "edgecolor": "#D55E00"}
                 axis.add_patch(Rectangle(corner, 0.92, 0.92, label="same place: not in the protocol", **frame))
             axis.set_title(label)
-            axis.grid(False)
-            axis.set_xticks(range(len(galleries)), [f"cam {camera}" for camera in galleries])
-            axis.set_yticks(range(len(queries)), [f"cam {camera}" for camera in queries])
+            axis.tick_params(rotation=0)
             axis.set_xlabel("visible gallery")
             label_left(axis, "infrared query")
-        figure.colorbar(image, ax=axes, label="mAP, %", fraction=0.05)
+        figure.colorbar(axes[0].collections[0], ax=axes, label="mAP, %", fraction=0.05)
         finish(figure, axes, f"Camera pairs on {found[0]['title']}", found[0]["synthetic"])
     return figure
 

@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+import seaborn
 from fixtures import records
 from fixtures.notebooks import run_notebook
 from fixtures.records import study, write_records, write_runs
@@ -90,22 +91,22 @@ def test_cmc_of_one_run_without_several_galleries_has_no_band() -> None:
 def test_camera_pairs_show_the_mean_of_the_runs_on_one_scale_with_the_same_place_framed() -> None:
     runs = [records.record("synth_sysu", name, seed=seed) for name in ("baseline", "b_cc") for seed in (0, 1)]
     figure = plots.camera_pairs(runs)
-    shown = [axis for axis in panels(figure) if axis.images]
+    shown = [axis for axis in panels(figure) if axis.get_title()]
     assert [axis.get_title() for axis in shown] == ["Baseline", "B + CC"]
-    assert len({axis.images[0].get_clim() for axis in shown}) == 1
+    assert len({axis.collections[0].get_clim() for axis in shown}) == 1
     first = {(p["query_camera"], p["gallery_camera"]): p["mAP"] for p in runs[0]["camera_pairs"]}
     second = {(p["query_camera"], p["gallery_camera"]): p["mAP"] for p in runs[1]["camera_pairs"]}
     expected = [[50 * (first[3, camera] + second[3, camera]) for camera in (1, 2, 4, 5)]]
-    np.testing.assert_allclose(shown[0].images[0].get_array()[:1], expected)
+    np.testing.assert_allclose(shown[0].collections[0].get_array()[:1], expected)
     assert shown[0].texts[1].get_text() == f"{expected[0][1]:.1f}"
-    assert [patch.get_xy() for patch in shown[0].patches] == [(0.54, -0.46)]  # row of camera 3, column of camera 2
+    assert [patch.get_xy() for patch in shown[0].patches] == [(1.04, 0.04)]  # row of camera 3, column of camera 2
 
 
 def test_a_camera_pair_without_a_match_is_a_dash() -> None:
     run = records.record("synth_sysu", "baseline")
     del run["camera_pairs"][2]
-    texts = [text.get_text() for text in plots.camera_pairs([run]).axes[0].texts]
-    assert texts[2] == "–" and texts.count("–") == 1
+    dashes = [text for text in plots.camera_pairs([run]).axes[0].texts if text.get_text() == "–"]
+    assert [text.get_position() for text in dashes] == [(2.5, 0.5)]
 
 
 def test_modality_probe_marks_before_and_after_and_prints_the_number_of_the_feature_in_use() -> None:
@@ -360,3 +361,18 @@ def test_the_projection_draws_every_image_once_by_modality_and_again_by_identity
     near = {int(claims["b_cc"].neighbour_visible[row]), int(claims["b_cc"].neighbour_infrared[row])}
     (others,) = lines(panels(figure)[1], "its nearest others, infrared")
     assert len(others.get_xydata()) == 8 * len(near)
+
+
+def test_the_style_stands_on_seaborns_white_grid_word_for_word() -> None:
+    seaborns = seaborn.axes_style("whitegrid")
+    assert {key: seaborns[key] for key in style._WHITE_GRID} == style._WHITE_GRID
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        changed = {key for key, value in seaborns.items() if matplotlib.rcParams[key] != value}
+    assert changed - {"font.sans-serif", "image.cmap"} == set(style._WHITE_GRID)  # what no figure here looks up
+
+
+def test_what_a_training_notebook_imports_leaves_seaborn_and_scipy_out() -> None:
+    code = "import sys, pandas, danet_core.config, danet_core.plots, danet_core.train; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"seaborn", "scipy", "torchvision", "IPython"} & set(done.stdout.split())
