@@ -88,11 +88,16 @@ def stamp(device: torch.device) -> dict[str, object]:
 
 
 def _code_version() -> str:
-    """The commit of the checkout, with `+changes` when files differ from it; `unversioned` in a copy without git."""
+    """The commit of the checkout, with `+changes` when files differ from it; `unversioned` in a copy without git.
+
+    What the pipeline itself rewrites is no change of the code.
+    """
     root = Path(__file__).resolve().parent.parent
     try:
         commit = _git(root, "rev-parse", "HEAD")
-        return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+        written = [f":(exclude){path}" for path in ("dvc.lock", "README.md", "results")]
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *written)
+        return commit + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unversioned"
 
