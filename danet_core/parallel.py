@@ -62,7 +62,7 @@ class Team:
     def network(self, model: nn.Module, batch_norm: BatchNorm) -> nn.Module:
         """`model` as the processes train it together: called as before, its gradients averaged in the backward pass.
 
-        All start from the first process's weights. With `batch_norm` "global" the layers of `model` are replaced, in
+        It ends in the loss terms: DDP looks in their graph for the parameters that get a gradient. All start from the first process's weights. With `batch_norm` "global" the layers of `model` are replaced, in
         place, by such as take mean and variance over the whole batch: the result does not depend on the number of
         processes. With "per_process" each takes them over its own rows, which sends nothing, and the result does depend
         on that number; the running statistics are then those of the first process's rows.
@@ -71,16 +71,16 @@ class Team:
         """
         if self.size == 1:
             return model
-        if batch_norm == "global":
+        if batch_norm == "global" and self.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        elif batch_norm == "global":
             for module in model.modules():
-                if isinstance(module, nn.SyncBatchNorm) and self.device.type == "cpu":
-                    module.__class__ = _SyncBatchNormOnCPU  # same parameters and buffers, another forward
+                if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                    module.__class__ = _GlobalBatchNorm  # same parameters and buffers, another forward
         return nn.parallel.DistributedDataParallel(
             model,
             device_ids=[self.device] if self.device.type == "cuda" else None,
-            broadcast_buffers=batch_norm == "per_process",  # global statistics are equal already
-            static_graph=True,  # a variant without ML leaves C_v and C_r without gradient, in every step
+            find_unused_parameters=True,  # a variant without ML leaves C_v and C_r without gradient
         )
 
     def from_first(self, make: Callable[..., _T], *arguments: Any) -> _T:
@@ -202,8 +202,11 @@ class _Sum(torch.autograd.Function):
         return _Sum.apply(gradients[0])
 
 
-class _SyncBatchNormOnCPU(nn.SyncBatchNorm):
-    """torch's SyncBatchNorm, whose kernels are a GPU's only, in operations that a CPU has. Every process has b rows."""
+class _GlobalBatchNorm(nn.BatchNorm2d):
+    """What SyncBatchNorm does, whose kernels are a GPU's only, in operations that a CPU has. Every process has b rows."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Maps, or the neck's features."""
 
     def forward(self, input: Float[Tensor, "b C *rest"]) -> Float[Tensor, "b C *rest"]:
         if not self.training:

@@ -146,6 +146,19 @@ def build_optimiser(model: DANet, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
 
+class LossesOf(nn.Module):
+    """The model and its losses as one module: this process's images and the labels of the batch to `loss_terms`."""
+
+    def __init__(self, model: nn.Module, config: RunConfig, team: Team = ALONE) -> None:
+        super().__init__()
+        self.model, self._config, self._team = model, config, team
+
+    def forward(self, images: Tensor, batch: Batch) -> dict[str, Tensor]:
+        with autocast(self._config.dataset.recipe.precision, images.device):
+            output = self.model(images)
+        return loss_terms(Embedding(*map(self._team.gathered, output)), batch, self._config.variant)
+
+
 def training_step(
     network: nn.Module,
     optimiser: torch.optim.Optimizer,
@@ -158,16 +171,13 @@ def training_step(
     """Train on one batch; returns the loss terms, detached and on the device. Nothing in it reads a value there.
 
     Of several processes each computes its rows of the batch, and all the same loss of the whole of it. `network` is
-    what `team.network` made of the model, the model itself where there is one process.
+    `LossesOf` the model, or what `team.network` made of it.
     """
     recipe, size = config.dataset.recipe, len(batch.labels)
     images = augment_batch(batch.images, recipe.augment, chance, (size, team.rows(size)))
     if not recipe.channels_last:
         images = images.contiguous()
-    with autocast(recipe.precision, images.device):
-        output = network(images)
-    output = Embedding(*map(team.gathered, output))
-    terms = loss_terms(output, batch, config.variant)
+    terms = network(images, batch)
     optimiser.zero_grad(set_to_none=True)
     scaler.scale(terms["total"]).backward()
     scaler.step(optimiser)
@@ -292,7 +302,7 @@ def _fit(
     model.train()
     if recipe.compile:
         model.compile()
-    network = team.network(model, recipe.batch_norm)
+    network = team.network(LossesOf(model, config, team), recipe.batch_norm)
     for epoch in range(len(history), config.epochs):
         rate = recipe.lr * recipe.decay ** sum(epoch >= milestone for milestone in config.milestones)
         for group in optimiser.param_groups:
