@@ -55,19 +55,20 @@ class Team:
         own = batch // self.size
         return slice(self.rank * own, (self.rank + 1) * own)
 
-    def gathered(self, rows: Float[Tensor, "b D"]) -> Float[Tensor, "B D"]:
+    def gathered(self, rows: Float[Tensor, "b *rest"]) -> Float[Tensor, "B *rest"]:
         """The rows of all processes, in the order of the batch, with gradient."""
         return rows if self.size == 1 else _Gather.apply(rows, self.rank, self.size)
 
     def network(self, model: nn.Module, batch_norm: BatchNorm) -> nn.Module:
         """`model` as the processes train it together: called as before, its gradients averaged in the backward pass.
 
-        It ends in the loss terms: DDP looks in their graph for the parameters that get a gradient. All start from the first process's weights. With `batch_norm` "global" the layers of `model` are replaced, in
-        place, by such as take mean and variance over the whole batch: the result does not depend on the number of
-        processes. With "per_process" each takes them over its own rows, which sends nothing, and the result does depend
-        on that number; the running statistics are then those of the first process's rows.
+        Its output is the loss terms, in whose graph DDP looks for the parameters that get a gradient. All processes
+        start from the first one's weights. With `batch_norm` "global" the layers of `model` are replaced, in place, by
+        such as take mean and variance over the whole batch: the result does not depend on the number of processes. With
+        "per_process" each takes them over its own rows, which sends nothing, and the result does depend on that number;
+        the running statistics are then those of the first process's rows.
 
-        `model` is on the device of the process.
+        `model` lies on the device of the process.
         """
         if self.size == 1:
             return model
@@ -203,7 +204,7 @@ class _Sum(torch.autograd.Function):
 
 
 class _GlobalBatchNorm(nn.BatchNorm2d):
-    """What SyncBatchNorm does, whose kernels are a GPU's only, in operations that a CPU has. Every process has b rows."""
+    """What SyncBatchNorm does, whose kernels are a GPU's only, in operations that a CPU has."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Maps, or the neck's features."""
