@@ -55,7 +55,7 @@ class Team:
         own = batch // self.size
         return slice(self.rank * own, (self.rank + 1) * own)
 
-    def gathered(self, rows: Float[Tensor, "b *rest"]) -> Float[Tensor, "B *rest"]:
+    def gathered(self, rows: Float[Tensor, "b ..."]) -> Float[Tensor, "B ..."]:
         """The rows of all processes, in the order of the batch, with gradient."""
         return rows if self.size == 1 else _Gather.apply(rows, self.rank, self.size)
 
@@ -209,7 +209,7 @@ class _GlobalBatchNorm(nn.BatchNorm2d):
     def _check_input_dim(self, input: Tensor) -> None:
         """Maps, or the neck's features."""
 
-    def forward(self, input: Float[Tensor, "b C *rest"]) -> Float[Tensor, "b C *rest"]:
+    def forward(self, input: Float[Tensor, "b C ..."]) -> Float[Tensor, "b C ..."]:
         if not self.training:
             return super().forward(input)
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None

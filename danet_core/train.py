@@ -119,7 +119,7 @@ def loss_terms(output: Embedding, batch: Batch, variant: Variant) -> dict[str, T
     CC acts on the feature before the BN neck. L_sid belongs to ML: Eq. 6 omits it, but without it C_v and C_r are never
     trained.
     """
-    terms = {"L_id": functional.cross_entropy(output.logits.float(), batch.labels)}
+    terms = {"L_id": functional.cross_entropy(output.logits, batch.labels)}
     total = terms["L_id"]
     if variant.cc is not None:
         terms["L_cc"] = cross_modality_center_loss(

@@ -42,7 +42,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def torchrun(count: int, cwd: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, "-m", *arguments],
@@ -78,7 +78,7 @@ def several(request: pytest.FixtureRequest, project: Path, tmp_path_factory: pyt
     """What each of 2 and of 4 processes found."""
     out = tmp_path_factory.mktemp("found")
     process = torchrun(request.param, ROOT, "tests.fixtures.team", str(project), str(out))
-    said, _ = process.communicate()
+    said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     return [torch.load(out / f"{rank}-of-{request.param}.pt") for rank in range(request.param)]
 
@@ -167,7 +167,7 @@ def test_a_run_of_two_processes_that_is_killed_then_stopped_then_resumed_by_one_
     assert expected["provenance"]["processes"] == [1]
     for row, other in zip(record["history"], expected["history"], strict=True):
         for term in ("L_id", "L_cc", "L_sid", "L_M", "total"):
-            assert row[term] == pytest.approx(other[term], rel=1e-3), (row["epoch"], term)
+            assert row[term] == pytest.approx(other[term], rel=1e-4), (row["epoch"], term)
     # Sums of float32 in another order differ in the last digit, and Adam divides a gradient by its own size: a weight
     # whose gradient is rounding only goes its own way. So the distance is held against the way that training went.
     ends, start = (load_file(path.model) for path in (whole, folder)), build_model(config.dataset, 6, None)
@@ -178,7 +178,7 @@ def test_a_run_of_two_processes_that_is_killed_then_stopped_then_resumed_by_one_
     moved = sum((here[name] - first[name.removeprefix("backbone.")]).square().sum() for name in names).sqrt()
     apart = sum((here[name] - there[name]).square().sum() for name in names).sqrt()
     print(f"weights moved by {moved:.3g} and are {apart:.3g} apart")
-    assert apart < 0.01 * moved
+    assert apart < 1e-3 * moved  # found: 1e-6
 
 
 def test_the_command_without_torchrun_trains_in_one_process_what_the_notebook_does(
