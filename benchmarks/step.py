@@ -24,7 +24,7 @@ from danet_core.precision import autocast, lacks, loss_scaler
 from danet_core.repro import deterministic
 from danet_core.sampler import IdentitySampler
 from danet_core.store import PackedStore
-from danet_core.train import Batch, TrainingImages, build_model, build_optimiser, loss_terms, training_step
+from danet_core.train import Batch, LossesOf, TrainingImages, build_model, build_optimiser, loss_terms, training_step
 
 PARTS = ("gather", "augment", "forward", "losses", "backward", "optimiser")
 PER_MODALITY = 8  # images of an identity in the random store
@@ -62,7 +62,7 @@ class Bench:
     def full(self) -> None:
         """What training does for each batch."""
         batch = next(self.batches)
-        training_step(self.model, self.optimiser, self.scaler, batch, self.config, self.chance)
+        training_step(LossesOf(self.model, self.config), self.optimiser, self.scaler, batch, self.config, self.chance)
 
     def bare(self) -> None:
         """Forward, cross-entropy of the heads that the variant trains, backward and optimiser; nothing else."""

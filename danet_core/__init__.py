@@ -3,7 +3,7 @@
 The modules, in the order in which data flow through them:
     what a run is      config (params.yaml), files, repro, precision
     data               images, store, sampler, augment
-    the method         backbone, model, losses (slow: the same as loops), train, record
+    the method         backbone, model, losses (slow: the same as loops), parallel, train, record
     scores of a run    metrics, protocols, rerank, distances, probe, ranking, extremes, evaluate
     the study          scores, tables, report (Tables 1 to 3), findings, page (the report)
     to look at         style, plots, crops, sheets, diagrams, exploration, explore, search

@@ -1,4 +1,4 @@
-"""Command line of a trained model: python -m danet_core search | show.
+"""Command line of a run and of a trained model: python -m danet_core train | search | show.
 
 Exit status 0: done. 1: an error, in one sentence on stderr. 2: wrong usage.
 """
@@ -28,6 +28,16 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 1
+
+
+def _train(options: argparse.Namespace) -> int:
+    from danet_core.config import load_study
+    from danet_core.record import RunFolder
+    from danet_core.train import train
+
+    config = load_study(options.params).run(options.dataset, options.variant, options.trial, options.seed)
+    train(config, RunFolder.of(config), device=options.device, log=lambda line: print(line, flush=True))
+    return 0
 
 
 def _search(options: argparse.Namespace) -> int:
@@ -65,8 +75,19 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m danet_core", description="Use and look at the study's models.")
+    description = "Train, use and look at the study's models."
+    parser = argparse.ArgumentParser(prog="python -m danet_core", description=description)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    help = "train one run, or go on with it; started by torchrun, in several processes"
+    train = commands.add_parser("train", help=help, description=help)
+    train.set_defaults(run_command=_train)
+    train.add_argument("--dataset", required=True, metavar="D", help="a data set of params.yaml, packed")
+    train.add_argument("--variant", required=True, metavar="V", help="a variant of params.yaml")
+    train.add_argument("--trial", type=_positive, default=1, metavar="T", help="RegDB's split; default: 1")
+    train.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
+    train.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: params.yaml")
+    _add_device(train)
 
     help = "rank a folder of crops for one query crop, print the top and save a picture of them"
     search = commands.add_parser("search", help=help, description=help)
@@ -82,9 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--out", type=Path, default=Path("ranked.png"), metavar="FILE", help=".png or .pdf; default: ranked.png"
     )
-    search.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
-    )
+    _add_device(search)
     search.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be decoded")
 
     help = "print a run's configuration, provenance, versions and last epoch"
@@ -92,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(run_command=_show)
     show.add_argument("run", type=Path, metavar="RUN", help="a run's folder, runs/<dataset>/<run>")
     return parser
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
+    )
 
 
 def _positive(text: str) -> int:

@@ -30,7 +30,10 @@ def _statistics(augment: Augment, device: torch.device) -> tuple[Tensor, Tensor]
 
 
 def augment_batch(
-    images: UInt8[Tensor, "B 3 H W"], augment: Augment, generator: torch.Generator
+    images: UInt8[Tensor, "B 3 H W"],
+    augment: Augment,
+    generator: torch.Generator,
+    share: tuple[int, slice] | None = None,
 ) -> Float[Tensor, "B 3 H W"]:
     """Flip, normalise and erase each image by chance of its own.
 
@@ -41,11 +44,14 @@ def augment_batch(
         images: bytes on any device.
         generator: of the images' device; six numbers are drawn for each image, whatever becomes of it, so that the
             stream does not depend on earlier outcomes.
+        share: where the images are some rows of a larger batch, its size and those rows. What becomes of an image then
+            does not depend on which rows it is augmented with. None: they are the whole batch.
 
     Source: the paper, "Implementation details"; Zhong et al. 2020 (random erasing) with torchvision's default ranges.
     """
-    batch, _, height, width = images.shape
-    draw = torch.rand(6, batch, device=images.device, generator=generator)  # (6, B)
+    _, _, height, width = images.shape
+    batch, own = share or (len(images), slice(None))
+    draw = torch.rand(6, batch, device=images.device, generator=generator)[:, own]  # (6, B) of the larger batch's
     flipped = torch.where((draw[0] < augment.flip).view(-1, 1, 1, 1), images.flip(-1), images)
     top, left, box_height, box_width = _boxes(draw, height, width, augment)
     rows = torch.arange(height, device=images.device)

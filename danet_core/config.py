@@ -20,6 +20,7 @@ import yaml
 from danet_core.files import StudyError
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]  # precision.py says what they are
+BatchNorm = Literal["global", "per_process"]  # Team.network in parallel.py says what they do
 
 
 class ConfigError(StudyError):
@@ -119,6 +120,7 @@ class Recipe:
     precision: Precision
     channels_last: bool
     compile: bool
+    batch_norm: BatchNorm
 
     def __post_init__(self) -> None:
         for name in ("width", "imgs_per_modality", "epochs", "steps_per_epoch"):

@@ -55,7 +55,8 @@ class DANet(nn.Module):
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
         """Features before and after the BN neck, of images normalised as in training; float32 under autocast too."""
         maps = self.backbone(images)  # (B, D, h, w)
-        feat = maps.mean(dim=(2, 3), dtype=torch.float32)  # AdaptiveAvgPool2d has no deterministic CUDA gradient
+        wide = torch.promote_types(maps.dtype, torch.float32)
+        feat = maps.mean(dim=(2, 3), dtype=wide)  # AdaptiveAvgPool2d has no deterministic CUDA gradient
         with torch.autocast(images.device.type, enabled=False):
             return feat, self.neck(feat)
 

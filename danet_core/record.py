@@ -30,7 +30,10 @@ from torch import nn
 from danet_core.config import RunConfig
 from danet_core.files import StudyError, atomic_write_bytes, atomic_write_json, read_json, sha256_file, sha256_json
 
-CODE = ("augment", "backbone", "config", "losses", "model", "precision", "record", "repro", "sampler", "store", "train")
+CODE = (
+    *("augment", "backbone", "config", "losses", "model", "parallel"),
+    *("precision", "record", "repro", "sampler", "store", "train"),
+)
 """The modules that training runs, the same that its stage in dvc.yaml names."""
 # Read when this module is imported, as the others are: it is that code which runs, whatever is edited meanwhile.
 SOURCES = {f"{name}.py": sha256_file(Path(__file__).with_name(f"{name}.py")) for name in CODE}

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
@@ -23,10 +23,12 @@ from danet_core.config import Dataset, Recipe, RunConfig, Variant
 from danet_core.files import StudyError, exclusive, sha256_file, sha256_json
 from danet_core.losses import cross_modality_center_loss, modality_identity_loss, mutual_learning_loss
 from danet_core.model import DANet, Embedding
+from danet_core.parallel import ALONE, Team, processes
 from danet_core.precision import autocast, loss_scaler, require_precision
 from danet_core.record import (
     SOURCES,
     RunFolder,
+    differing_keys,
     fingerprint,
     load_checkpoint,
     made_with,
@@ -35,7 +37,7 @@ from danet_core.record import (
     save_finished,
     sigterm_heeded,
 )
-from danet_core.repro import derived_seed, deterministic, resolve_device, stamp
+from danet_core.repro import derived_seed, deterministic, stamp
 from danet_core.sampler import IdentitySampler
 from danet_core.store import PackedStore
 
@@ -45,9 +47,9 @@ _CHUNK = 1024  # images that go to the GPU at once, so that the host never holds
 
 
 class Batch(NamedTuple):
-    """One P x K batch on the training device."""
+    """One P x K batch on the training device; of several processes, each has the images of its own rows only."""
 
-    images: Tensor  # (B, 3, H, W) uint8
+    images: Tensor  # (B, 3, H, W) uint8; (B / processes, 3, H, W)
     labels: Int[Tensor, " B"]  # 0..C-1, in the order of the sorted training pids
     modalities: Int[Tensor, " B"]
 
@@ -57,26 +59,32 @@ class TrainingImages:
 
     On a GPU the images lie in its memory where they take no more than a third of what is free, and a batch is one
     gather there; else two pinned buffers are filled in turn. On a CPU a batch is one gather from the memory map.
+    Of several processes each gathers its own rows.
     """
 
-    def __init__(self, store: PackedStore, splits: tuple[str, ...], trial: int, device: torch.device) -> None:
+    def __init__(
+        self, store: PackedStore, splits: tuple[str, ...], trial: int, device: torch.device, team: Team = ALONE
+    ) -> None:
         self.rows = store.rows(splits, trial)
         self.pids, self.modalities = store.pids[self.rows], store.modalities[self.rows]
         self.identities, labels = np.unique(self.pids, return_inverse=True)
         self._labels = torch.from_numpy(labels).to(device)
         self._modalities = torch.from_numpy(self.modalities).to(device)
-        self._device, self._store = device, store
+        self._device, self._store, self._team = device, store, team
         self._resident = self._on_gpu() if device.type == "cuda" and self._fits_gpu() else None
 
     def batches(self, positions: Int[np.ndarray, "S B"]) -> Iterator[Batch]:
         """The batches of these positions in `rows`, in order; no batch makes the host wait for the work on the last."""
         index = torch.from_numpy(positions).to(self._device)  # once an epoch: each transfer from the host is a wait
+        own = self._team.rows(positions.shape[1])
         if self._resident is not None:
-            images: Iterator[Tensor] = (self._resident[row] for row in index)
+            images: Iterator[Tensor] = (self._resident[row] for row in index[:, own])
         elif self._device.type == "cuda":
-            images = self._pinned(positions)
+            images = self._pinned(positions[:, own])
         else:
-            images = (torch.from_numpy(self._store.images[self.rows[row]]).to(self._device) for row in positions)
+            images = (
+                torch.from_numpy(self._store.images[self.rows[row]]).to(self._device) for row in positions[:, own]
+            )
         for row, gathered in zip(index, images, strict=True):
             yield Batch(gathered, self._labels[row], self._modalities[row])
 
@@ -111,7 +119,7 @@ def loss_terms(output: Embedding, batch: Batch, variant: Variant) -> dict[str, T
     CC acts on the feature before the BN neck. L_sid belongs to ML: Eq. 6 omits it, but without it C_v and C_r are never
     trained.
     """
-    terms = {"L_id": functional.cross_entropy(output.logits.float(), batch.labels)}
+    terms = {"L_id": functional.cross_entropy(output.logits, batch.labels)}
     total = terms["L_id"]
     if variant.cc is not None:
         terms["L_cc"] = cross_modality_center_loss(
@@ -138,22 +146,38 @@ def build_optimiser(model: DANet, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
 
+class LossesOf(nn.Module):
+    """The model and its losses as one module: this process's images and the labels of the batch to `loss_terms`."""
+
+    def __init__(self, model: nn.Module, config: RunConfig, team: Team = ALONE) -> None:
+        super().__init__()
+        self.model, self._config, self._team = model, config, team
+
+    def forward(self, images: Tensor, batch: Batch) -> dict[str, Tensor]:
+        with autocast(self._config.dataset.recipe.precision, images.device):
+            output = self.model(images)
+        return loss_terms(Embedding(*map(self._team.gathered, output)), batch, self._config.variant)
+
+
 def training_step(
-    model: DANet,
+    network: nn.Module,
     optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     batch: Batch,
     config: RunConfig,
     chance: torch.Generator,
+    team: Team = ALONE,
 ) -> dict[str, Tensor]:
-    """Train on one batch; returns the loss terms, detached and on the device. Nothing in it reads a value there."""
-    recipe = config.dataset.recipe
-    images = augment_batch(batch.images, recipe.augment, chance)
+    """Train on one batch; returns the loss terms, detached and on the device. Nothing in it reads a value there.
+
+    Of several processes each computes its rows of the batch, and all the same loss of the whole of it. `network` is
+    `LossesOf` the model, or what `team.network` made of it.
+    """
+    recipe, size = config.dataset.recipe, len(batch.labels)
+    images = augment_batch(batch.images, recipe.augment, chance, (size, team.rows(size)))
     if not recipe.channels_last:
         images = images.contiguous()
-    with autocast(recipe.precision, images.device):
-        output = model(images)
-    terms = loss_terms(output, batch, config.variant)
+    terms = network(images, batch)
     optimiser.zero_grad(set_to_none=True)
     scaler.scale(terms["total"]).backward()
     scaler.step(optimiser)
@@ -175,24 +199,36 @@ def train(
     Returns the record: resolved configuration, history by epoch, provenance and versions. Raises StudyError for
     unusable data, weights or checkpoints, for a loss that is not finite, for a device that lacks the memory or the
     precision, when the run is being trained elsewhere, and after the epoch in which SIGTERM came.
+
+    Under torchrun its processes train the run together: the first one reads and writes the files of `folder`, and the
+    weights are those of one process but for rounding (with `batch_norm: per_process`, of that number of processes).
     """
-    recipe, target = config.dataset.recipe, resolve_device(device)
+    with processes(device) as team:
+        return _train(config, folder, packed, weights, team, log if team.first else lambda line: None)
+
+
+def _train(
+    config: RunConfig, folder: RunFolder, packed: Path, weights: Path, team: Team, log: Callable[[str], None]
+) -> dict[str, Any]:
+    """The same in each of the team's processes, with the same record from each."""
+    recipe, target = config.dataset.recipe, team.device
     require_precision(recipe.precision, target)
+    _require_divisible(recipe, team)
     with (
-        exclusive(folder.lock, f"run {config.dataset.name}/{config.name}"),
+        exclusive(folder.lock, f"run {config.dataset.name}/{config.name}") if team.first else contextlib.nullcontext(),
         sigterm_heeded() as told_to_stop,
         _what_to_lower(recipe, target),
     ):
         started = time.perf_counter()
         store = PackedStore.open(packed / config.dataset.name)
         weights_path = weights / f"{config.dataset.name}.safetensors"
-        images = TrainingImages(store, config.dataset.train_splits, config.trial, target)
+        images = TrainingImages(store, config.dataset.train_splits, config.trial, target, team)
         with deterministic(derived_seed(config.seed, "initial weights"), tf32=recipe.precision == "tf32"):
             model = build_model(config.dataset, len(images.identities), weights_path).to(target)
-            provenance = {"data_sha256": store.meta["content_sha256"], "weights_sha256": sha256_file(weights_path)}
-            kind = made_with(config, **provenance)
-            provenance["fingerprint"] = fingerprint(config, **provenance)
-            history = _fit(model, images, config, folder, kind, told_to_stop, log)
+            made_of = {"data_sha256": store.meta["content_sha256"], "weights_sha256": sha256_file(weights_path)}
+            kind = made_with(config, **made_of)
+            team.require_same(kind, differing_keys)
+            history = _fit(model, images, config, folder, kind, team, told_to_stop, log)
             versions = {**stamp(target), "train_code_sha256": sha256_json(SOURCES)}
         record = {
             "dataset": config.dataset.name,
@@ -202,15 +238,30 @@ def train(
             "seed": config.seed,
             "config": config.resolved(),
             "history": history,
-            "provenance": provenance,
+            "provenance": {
+                **made_of,
+                "fingerprint": fingerprint(config, **made_of),
+                "processes": list(dict.fromkeys(row.get("processes", 1) for row in history)),  # in the order of use
+            },
             "versions": versions,
             "command": f"dvc repro train_{config.dataset.layout}@{config.dataset.name}-{config.trial}-"
             f"{config.variant_name}-{config.seed}",
             "seconds": round(time.perf_counter() - started, 1),
         }
-        record = save_finished(folder, model, record)
-        remove_checkpoints(folder)
+        record = team.from_first(save_finished, folder, model, record)
+        if team.first:
+            remove_checkpoints(folder)
         return record
+
+
+def _require_divisible(recipe: Recipe, team: Team) -> None:
+    """Raise StudyError for batches that the team cannot split, or not into rows that its batch norm can work with."""
+    own = team.rows(2 * recipe.ids_per_batch * recipe.imgs_per_modality)
+    if recipe.batch_norm == "per_process" and own.stop - own.start == 1:
+        raise StudyError(
+            f"batch_norm per_process with {team.size} processes leaves one image to each, which has no variance; start "
+            "fewer processes, or set `batch_norm` of the recipe in params.yaml to global"
+        )
 
 
 @contextlib.contextmanager
@@ -233,6 +284,7 @@ def _fit(
     config: RunConfig,
     folder: RunFolder,
     kind: dict[str, Any],
+    team: Team,
     told_to_stop: Callable[[], bool],
     log: Callable[[str], None],
 ) -> list[dict[str, Any]]:
@@ -240,7 +292,8 @@ def _fit(
     sampler = IdentitySampler(images.pids, images.modalities, recipe.ids_per_batch, recipe.imgs_per_modality)
     optimiser = build_optimiser(model, recipe)
     history: list[dict[str, Any]] = []
-    checkpoint = load_checkpoint(folder, kind, device, log)
+    place = device if team.size == 1 else torch.device("cpu")  # no other process has the first one's GPU
+    checkpoint = team.from_first(load_checkpoint, folder, kind, place, log)
     if checkpoint is not None:
         model.load_state_dict(checkpoint["model"])
         optimiser.load_state_dict(checkpoint["optimiser"])
@@ -249,19 +302,21 @@ def _fit(
     model.train()
     if recipe.compile:
         model.compile()
+    network = team.network(LossesOf(model, config, team), recipe.batch_norm)
     for epoch in range(len(history), config.epochs):
         rate = recipe.lr * recipe.decay ** sum(epoch >= milestone for milestone in config.milestones)
         for group in optimiser.param_groups:
             group["lr"] = rate
         scale = history[-1]["loss_scale"] if history and recipe.precision == "float16" else None
         scaler = loss_scaler(recipe.precision, device, recipe.steps_per_epoch, scale)
-        row = _epoch(model, optimiser, scaler, images, sampler, config, epoch)
+        row = _epoch(network, optimiser, scaler, images, sampler, config, epoch, team)
         history.append({"epoch": epoch + 1, "lr": rate, **row})
+        team.share_buffers(model, recipe.batch_norm)
         _require_finite(model, epoch)
-        stop = told_to_stop()
+        stop = team.any(told_to_stop())
         if stop or (epoch + 1) % config.checkpoints.every_epochs == 0 or epoch + 1 == config.epochs:
             state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "history": history}
-            save_checkpoint(folder, {"made_with": kind, **state})
+            team.from_first(save_checkpoint, folder, {"made_with": kind, **state})
         log(epoch_line(history[-1], config.epochs))
         if stop:
             raise StudyError(
@@ -272,33 +327,33 @@ def _fit(
 
 
 def _epoch(
-    model: DANet,
+    network: nn.Module,
     optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     images: TrainingImages,
     sampler: IdentitySampler,
     config: RunConfig,
     epoch: int,
+    team: Team,
 ) -> dict[str, Any]:
     """One epoch; the terms stay on the device until its end, so that no step waits for the host."""
-    recipe, device = config.dataset.recipe, next(model.parameters()).device
+    recipe, device = config.dataset.recipe, team.device
     order = np.random.default_rng(derived_seed(config.seed, "batches", epoch))
     chance = torch.Generator(device).manual_seed(derived_seed(config.seed, "augmentation", epoch))
     positions = sampler.epoch(recipe.steps_per_epoch, order)
     steps: list[dict[str, Tensor]] = []
     started = time.perf_counter()
-    batches = tqdm(
-        images.batches(positions),
-        desc=f"epoch {epoch + 1}/{config.epochs}",
-        total=len(positions),
-        unit="step",
-        leave=False,
-    )
+    batches: Iterable[Batch] = images.batches(positions)
+    if team.first:
+        bar = f"epoch {epoch + 1}/{config.epochs}"
+        batches = tqdm(batches, desc=bar, total=len(positions), unit="step", leave=False)
     for batch in batches:
-        steps.append(training_step(model, optimiser, scaler, batch, config, chance))
+        steps.append(training_step(network, optimiser, scaler, batch, config, chance, team))
     means = _means(steps, epoch)
     seconds = time.perf_counter() - started
     row = {**means, "images_per_s": round(positions.size / seconds, 1), "seconds": round(seconds, 2)}
+    if team.size > 1:
+        row["processes"] = team.size
     return {**row, "loss_scale": scaler.get_scale()} if scaler.is_enabled() else row
 
 

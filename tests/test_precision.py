@@ -15,7 +15,7 @@ from danet_core.precision import autocast, loss_scaler, require_precision
 from danet_core.record import RunFolder
 from danet_core.repro import deterministic
 from danet_core.store import PackedStore
-from danet_core.train import TrainingImages, build_model, build_optimiser, train, training_step
+from danet_core.train import LossesOf, TrainingImages, build_model, build_optimiser, train, training_step
 from tests.stores import make_store, small_config
 
 CPU = torch.device("cpu")
@@ -91,7 +91,7 @@ def test_a_float16_step_whose_gradient_overflows_changes_no_weight_and_halves_th
     batch = next(images.batches(np.arange(36).reshape(1, 36)))
     before = [parameter.clone() for parameter in model.parameters()]
     scaler = loss_scaler("float16", CPU, 100, last_scale=2.0**120)
-    training_step(model, optimiser, scaler, batch, config, torch.Generator().manual_seed(0))
+    training_step(LossesOf(model, config), optimiser, scaler, batch, config, torch.Generator().manual_seed(0))
     assert scaler.get_scale() == 2.0**119
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
@@ -172,11 +172,13 @@ def test_a_training_step_on_a_gpu_never_waits_for_it(project, precision):
         chance = torch.Generator(device).manual_seed(0)
         images = TrainingImages(PackedStore.open(project / "data/packed/synth_sysu"), ("train",), 1, device)
         batches = images.batches(np.tile(np.arange(36), (4, 1)))
-        training_step(model, optimiser, scaler, next(batches), config, chance)  # makes what is made once
+        training_step(
+            LossesOf(model, config), optimiser, scaler, next(batches), config, chance
+        )  # makes what is made once
         torch.cuda.set_sync_debug_mode("error")
         try:
             for batch in batches:
-                training_step(model, optimiser, scaler, batch, config, chance)
+                training_step(LossesOf(model, config), optimiser, scaler, batch, config, chance)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
