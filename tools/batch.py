@@ -18,6 +18,9 @@ import dataclasses
 import itertools
 import os
 import re
+import shlex
+import socket
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -98,9 +101,10 @@ def planned(root: Path, study: Study, runs: Sequence[tuple[str, str, int, int]])
         for run in runs
     }
     wanted = [name for both in names.values() for name in both]
-    with Repo(os.fspath(root)) as repo:
+    with contextlib.chdir(root), Repo() as repo:  # DVC looks for a stage from the working directory
         known = {stage.addressing: stage for name in wanted for stage in repo.stage.collect(name, with_deps=True)}
-    if dvc(root, "repro", *(name for name in known if name not in wanted)):
+    before = [name for name in known if name not in wanted]
+    if before and dvc(root, "repro", *before):
         raise StudyError("what the runs start from could not be made, see above; `dvc repro` says the same")
     old = set(stale(root, wanted))
     found = []
@@ -121,7 +125,7 @@ def inputs(root: Path, stages: Iterable[Stage]) -> dict[str, dict[str, Any]]:
     stages = list(stages)
     made = {out for stage in stages for out in stage.outs}
     found = {}
-    with Repo(os.fspath(root)) as repo:
+    with contextlib.chdir(root), Repo() as repo:  # DVC looks for a stage from the working directory
         for stage in stages:
             (each,) = repo.stage.collect(stage.name)
             each.save_deps(allow_missing=True)
@@ -159,12 +163,7 @@ def work(
     As DVC does, a stage's old outputs are removed before it starts. Only then does the log name the stage: at a later
     attempt outputs of a stage that is named there are new, and it is not executed again.
     """
-    import shlex
-    import subprocess
-
-    import ray
-
-    node = ray.util.get_node_ip_address()
+    node = socket.gethostname()
     if not log.exists():
         return f"{node} has no {log}; every machine needs the project's folder, at the same place (docs/SCALE.md)"
     time.sleep(pause)
@@ -213,9 +212,9 @@ def watch(run: Run) -> None:
     starts = re.findall(r"^batch: (\w+)@\S+ starts, attempt \d+ on (\S+),", text, re.MULTILINE)
     if starts:
         family, node = starts[-1]
-        epochs = EPOCH.findall(text)
+        what, epochs = family.split("_")[0], EPOCH.findall(text)
         run.state = "running"
-        run.where = f"{node}  {family.split('_')[0]}" + (f"  epoch {'/'.join(epochs[-1])}" if epochs else "")
+        run.where = f"{node}  {what}" + (f"  epoch {'/'.join(epochs[-1])}" if epochs and what == "train" else "")
 
 
 @contextlib.contextmanager
