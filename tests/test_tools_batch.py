@@ -213,15 +213,19 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # a socket's path has 107 characters at most
+    (folder / "ray").mkdir()  # where Ray notes the address of a cluster
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    # As a driver sees this machine: without a route, and tests have none (see `offline`), Ray takes it for 127.0.0.1.
+    ask = [sys.executable, "-c", "import ray; print(ray.util.get_node_ip_address())"]
+    address = subprocess.run(ask, capture_output=True, text=True, check=True)
     node = {
         "num_cpus": 1,
-        "node_ip_address": "127.0.0.1",
+        "node_ip_address": address.stdout.split()[-1],
         "object_store_memory": 80 * 2**20,
         "include_dashboard": False,
-        "temp_dir": str(folder),
+        "temp_dir": str(folder / "ray"),
     }
     found = Cluster()
     try:
