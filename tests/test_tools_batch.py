@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -238,6 +239,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         yield found
     finally:
         found.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)  # a process that is about to end may still write its log
 
 
 def text_of(project: Path, seed: int) -> str:
