@@ -7,11 +7,12 @@
 # make embedded                       Switches `study` in params.yaml back to the rendered sets; runs nothing.
 # make regdb-trials TRIALS=1-10       RegDB's trials as batch runs, one after the other; also TRIALS=3, TRIALS=1,4,7,
 #                                     DATASET=synth_regdb.
+# make cluster                        Add Ray, for many runs at once: python -m tools.batch --help, docs/SCALE.md.
 # make report                         Write results/report.html from what is there, name it, and open it where there is a screen.
 # make verify-results STAGE=NAME      Makes a stored result again in a temporary copy: identical, within spread or different.
 #                                     NAME as in `dvc stage list --all`: train_*, evaluate_* or tables_*.
 # make test-faults                    Long loops of kills and full disks, a quarter of an hour; writes docs/faults.txt.
-# make lock                           Compile requirements.lock again from pyproject.toml (ARGS=--upgrade for newer versions).
+# make lock                           Compile both lock files again from pyproject.toml (ARGS=--upgrade for newer versions).
 # Extra arguments go through ARGS:    make repro ARGS=--keep-going      make test ARGS="-m slow"      make test ARGS="-k losses"
 
 PYTHON ?= python3
@@ -21,6 +22,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CLUSTER := $(VENV)/.cluster
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export DVC_NO_ANALYTICS := 1
@@ -37,7 +39,7 @@ DATASET ?= regdb
 STAGE ?= train_sysu@synth_sysu-1-baseline-0
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: setup repro paper paper-scale embedded regdb-trials report verify-results bench
+.PHONY: setup cluster repro paper paper-scale embedded regdb-trials report verify-results bench
 .PHONY: test test-browser test-faults lab lint lock clean-venv
 .DEFAULT_GOAL := help
 
@@ -46,6 +48,8 @@ help:
 
 setup: $(READY)
 	@$(BIN)/python -m tools.checkout
+
+cluster: setup $(CLUSTER)
 
 repro: setup
 	@$(BIN)/python -m dvc repro $(ARGS)
@@ -79,7 +83,7 @@ verify-results: setup
 	@$(BIN)/python -m tools.verify "$(STAGE)" || test $$? -eq 3
 
 # One thread for each of the parallel test processes: more threads than cores make every one of them slower.
-test: setup
+test: setup $(CLUSTER)
 	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
 
 # Mounts small file systems, and so skips the full disks where the caller may not.
@@ -105,6 +109,10 @@ lint: setup
 lock: setup
 	$(BIN)/uv pip compile --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-emit-index-url \
 	    --extra dev --custom-compile-command "make lock" --output-file requirements.lock --quiet $(ARGS) pyproject.toml
+	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['cluster'], sep='\n')" \
+	    | $(BIN)/uv pip compile --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
+	    --no-emit-index-url --constraints requirements.lock --custom-compile-command "make lock" \
+	    --output-file requirements-cluster.lock --quiet $(ARGS) -
 
 clean-venv:
 	rm -rf $(VENV)
@@ -135,3 +143,9 @@ $(READY): requirements.lock pyproject.toml
 	    --build-constraints requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@echo "$(CURDIR)" > $@
+
+# Whatever both locks name has one version: the second was compiled with the first as its constraint.
+$(CLUSTER): requirements-cluster.lock $(READY)
+	@echo "Installing the versions of requirements-cluster.lock"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-cluster.lock
+	@touch $@

@@ -18,15 +18,16 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+CLUSTER_LOCK = (ROOT / "requirements-cluster.lock").read_text(encoding="utf-8")  # of the extra `cluster`, beside LOCK
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 MINIMUM = "3.11"
 
 
-def entries() -> dict[str, tuple[Requirement, list[str]]]:
-    """The lock's requirements by canonical name, each with its hashes."""
+def entries(lock: str) -> dict[str, tuple[Requirement, list[str]]]:
+    """A lock's requirements by canonical name, each with its hashes."""
     found: dict[str, tuple[Requirement, list[str]]] = {}
-    for logical in LOCK.replace("\\\n", " ").splitlines():
+    for logical in lock.replace("\\\n", " ").splitlines():
         if not logical.strip() or logical.lstrip().startswith("#"):
             continue
         requirement = Requirement(logical.split("--hash")[0].strip())
@@ -36,12 +37,10 @@ def entries() -> dict[str, tuple[Requirement, list[str]]]:
     return found
 
 
-ENTRIES = entries()
-DIRECT = [
-    Requirement(text)
-    for group in (PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"].values())
-    for text in group
-]
+ENTRIES, CLUSTER_ENTRIES = entries(LOCK), entries(CLUSTER_LOCK)
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+DIRECT = [Requirement(text) for text in (*PROJECT["project"]["dependencies"], *EXTRAS["dev"])]
+CLUSTER = [Requirement(text) for text in EXTRAS["cluster"]]
 
 
 def locked_version(name: str) -> Version:
@@ -56,18 +55,38 @@ def test_every_direct_dependency_is_locked_within_its_bounds(requirement: Requir
     assert requirement.specifier.contains(locked_version(requirement.name))
 
 
-def test_every_lock_entry_is_one_exact_version_with_sha256_hashes() -> None:
-    assert len(ENTRIES) > 100
-    for name, (requirement, hashes) in ENTRIES.items():
+def test_the_extra_of_a_cluster_is_locked_with_the_versions_of_the_first_lock() -> None:
+    for requirement in CLUSTER:
+        (pin,) = CLUSTER_ENTRIES[canonicalize_name(requirement.name)][0].specifier
+        assert requirement.specifier.contains(pin.version), requirement.name
+    both = ENTRIES.keys() & CLUSTER_ENTRIES.keys()
+    assert len(both) > 10
+    for name in both:
+        assert ENTRIES[name][0].specifier == CLUSTER_ENTRIES[name][0].specifier, name
+
+
+def test_only_tests_and_those_who_ask_for_it_install_the_extra_of_a_cluster() -> None:
+    assert "ray" in CLUSTER_ENTRIES and "ray" not in ENTRIES
+    needing = re.findall(r"^([\w-]+):.*\$\(CLUSTER\)", MAKEFILE, re.M)
+    assert needing == ["cluster", "test"]
+
+
+@pytest.mark.parametrize("lock", [ENTRIES, CLUSTER_ENTRIES], ids=["requirements.lock", "requirements-cluster.lock"])
+def test_every_lock_entry_is_one_exact_version_with_sha256_hashes(
+    lock: dict[str, tuple[Requirement, list[str]]],
+) -> None:
+    assert len(lock) > (100 if lock is ENTRIES else 10)
+    for name, (requirement, hashes) in lock.items():
         assert [pin.operator for pin in requirement.specifier] == ["=="], name
         assert hashes, f"{name} has no hash"
         assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", value) for value in hashes), name
 
 
-def test_the_lock_names_no_address_and_no_file_of_a_machine() -> None:
-    assert "://" not in LOCK
-    assert not re.search(r"^\s*(-i|-f|-e|--index-url|--extra-index-url|--find-links|--trusted-host)\b", LOCK, re.M)
-    assert not re.search(r" @ |/(home|root|tmp|Users|work)/", LOCK)
+@pytest.mark.parametrize("lock", [LOCK, CLUSTER_LOCK], ids=["requirements.lock", "requirements-cluster.lock"])
+def test_a_lock_names_no_address_and_no_file_of_a_machine(lock: str) -> None:
+    assert "://" not in lock
+    assert not re.search(r"^\s*(-i|-f|-e|--index-url|--extra-index-url|--find-links|--trusted-host)\b", lock, re.M)
+    assert not re.search(r" @ |/(home|root|tmp|Users|work)/", lock)
 
 
 def test_the_lock_serves_linux_macos_and_windows() -> None:
@@ -124,13 +143,15 @@ def test_every_import_of_the_project_is_a_direct_dependency() -> None:
     declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["project"]["dependencies"]}
     own = set(PROJECT["tool"]["setuptools"]["packages"])
     pattern = re.compile(r"^\s*(?:import|from)\s+([A-Za-z_]\w*)", re.M)
+    extra = {canonicalize_name(requirement.name) for requirement in CLUSTER}
     for package in own:
         for path in (ROOT / package).glob("*.py"):
+            allowed = declared | extra if path == ROOT / "tools/batch.py" else declared
             # Sentences of docstrings may begin with "from"; only lines that are code count.
             code = re.sub(r'"""[\s\S]*?"""', "", path.read_text(encoding="utf-8"))
             for name in pattern.findall(code):
                 if name not in own and name not in sys.stdlib_module_names:
-                    assert canonicalize_name(distributions.get(name, name)) in declared, (path.name, name)
+                    assert canonicalize_name(distributions.get(name, name)) in allowed, (path.name, name)
 
 
 def test_every_package_folder_is_installed() -> None:

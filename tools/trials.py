@@ -17,9 +17,10 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import yaml
 
@@ -33,17 +34,22 @@ HIGHEST = 10  # RegDB comes with ten splits
 
 def parse_trials(text: str) -> tuple[int, ...]:
     """Trials in ascending order from `1-10`, `3`, `1,4,7` or `1-3,8`. Raises StudyError for anything else."""
-    trials: set[int] = set()
+    return parse_numbers(text, "trials", 1, HIGHEST)
+
+
+def parse_numbers(text: str, what: str, lowest: int, highest: int) -> tuple[int, ...]:
+    """Numbers in ascending order from `1-10`, `3`, `1,4,7` or `1-3,8`. Raises StudyError for anything else."""
+    numbers: set[int] = set()
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-        if not 1 <= first <= last <= HIGHEST:
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
+        if not lowest <= first <= last <= highest:
             raise StudyError(
-                f"{text!r} names no trials: expected numbers from 1 to {HIGHEST} such as 1-10, 3 or 1,4,7, "
+                f"{text!r} names no {what}: expected numbers from {lowest} to {highest} such as 1-10, 3 or 1,4,7, "
                 f"found {part!r}"
             )
-        trials |= set(range(first, last + 1))
-    return tuple(sorted(trials))
+        numbers |= set(range(first, last + 1))
+    return tuple(sorted(numbers))
 
 
 def describe(trials: Sequence[int]) -> str:
@@ -59,30 +65,45 @@ def check_listed(study: Study, dataset: str, trials: Sequence[int]) -> None:
     layout = study.dataset(dataset).layout
     if layout != "regdb":
         raise StudyError(f"{dataset} has layout {layout}, which has one split; trials are those of layout regdb")
-    switches = study.study
-    if dataset not in switches.regdb:
+    check_switched_on(study, dataset)
+    require_listed("trials", study.study.trials, trials)
+
+
+def check_switched_on(study: Study, dataset: str) -> None:
+    """Refuse a data set that `study` in params.yaml does not run, with the remedy."""
+    layout = study.dataset(dataset).layout
+    listed = getattr(study.study, layout)
+    if dataset not in listed:
         raise StudyError(
-            f"params.yaml: study.regdb is {list(switches.regdb)}, without {dataset}; add it there"
-            + (" (or call `python -m tools.profile paper`)" if dataset == "regdb" else "")
+            f"params.yaml: study.{layout} is {list(listed)}, without {dataset}; add it there"
+            + (" (or call `python -m tools.profile paper`)" if dataset == layout else "")
         )
-    missing = [trial for trial in trials if trial not in switches.trials]
+
+
+def require_listed(key: str, listed: Sequence[Any], wanted: Sequence[Any]) -> None:
+    """Refuse what the list `study.<key>` in params.yaml lacks: the pipeline has no stage for it."""
+    missing = [each for each in wanted if each not in listed]
     if missing:
-        wanted = sorted({*switches.trials, *trials})
+        named = describe(missing) if key == "trials" else ", ".join(map(str, missing))
+        both = [*listed, *missing]
         raise StudyError(
-            f"params.yaml: study.trials is {list(switches.trials)}, without {describe(missing)}; set "
-            f"`trials: {wanted}` in its block `study`, then call this again"
+            f"params.yaml: study.{key} is {list(listed)}, without {named}; set "
+            f"`{key}: [{', '.join(map(str, both if key == 'variants' else sorted(both)))}]` in its block `study`, then "
+            "call this again"
         )
 
 
 def stages(root: Path, study: Study, dataset: str, trial: int) -> list[str]:
     """Names, as DVC resolves them, of the stages that finish the runs of one trial, in the tables' order."""
-    matrix = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"][STAGE]["matrix"]
-    names = []
-    for variant in study.study.variants:
-        for seed in study.study.seeds:
-            item = {"dataset": dataset, "trial": trial, "variant": variant, "seed": seed}
-            names.append(f"{STAGE}@{'-'.join(str(item[key]) for key in matrix)}")
-    return names
+    runs = [(dataset, variant, trial, seed) for variant in study.study.variants for seed in study.study.seeds]
+    return stage_names(root, STAGE, runs)
+
+
+def stage_names(root: Path, family: str, runs: Iterable[tuple[str, str, int, int]]) -> list[str]:
+    """Names, as DVC resolves them, of the stages of this family for runs (data set, variant, trial, seed)."""
+    matrix = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"][family]["matrix"]
+    items = [dict(zip(("dataset", "variant", "trial", "seed"), run, strict=True)) for run in runs]
+    return [f"{family}@{'-'.join(str(item[key]) for key in matrix)}" for item in items]
 
 
 @contextlib.contextmanager
