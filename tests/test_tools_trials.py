@@ -192,9 +192,7 @@ def test_a_batch_that_is_told_to_stop_takes_dvc_with_it_and_goes_on_later(projec
 def test_two_trials_of_the_embedded_set_run_through_the_true_pipeline(tmp_path: Path) -> None:
     project = copy_project(tmp_path / "danet")
     edit(project, shrink)
-    switch(
-        project / "params.yaml", {"sysu": [], "regdb": ["synth_regdb"], "trials": [1, 2], "variants": ["baseline"]}
-    )
+    switch(project / "params.yaml", {"sysu": [], "regdb": ["synth_regdb"], "trials": [1, 2], "variants": ["baseline"]})
     done = shell(project, sys.executable, "-m", "tools.trials", "1-2", "--dataset", "synth_regdb")
     assert "tools.notebook build/notebooks/02_train.ipynb" in done.stdout
     metrics = project / "results/synth_regdb/metrics"
