@@ -179,7 +179,7 @@ def train(
     recipe, target = config.dataset.recipe, resolve_device(device)
     require_precision(recipe.precision, target)
     with (
-        exclusive(folder.lock, f"run {config.dataset.name}/{config.name}"),
+        exclusive(folder.lock, f"run {config.place}"),
         sigterm_heeded() as told_to_stop,
         _what_to_lower(recipe, target),
     ):
@@ -200,12 +200,12 @@ def train(
             "label": config.variant.label,
             "trial": config.trial,
             "seed": config.seed,
+            **({} if config.reading is None else {"reading": config.reading}),
             "config": config.resolved(),
             "history": history,
             "provenance": provenance,
             "versions": versions,
-            "command": f"dvc repro train_{config.dataset.layout}@{config.dataset.name}-{config.trial}-"
-            f"{config.variant_name}-{config.seed}",
+            "command": config.command,
             "seconds": round(time.perf_counter() - started, 1),
         }
         record = save_finished(folder, model, record)
@@ -245,7 +245,7 @@ def _fit(
         model.load_state_dict(checkpoint["model"])
         optimiser.load_state_dict(checkpoint["optimiser"])
         history = checkpoint["history"]
-        log(f"resumed {config.dataset.name}/{config.name} after epoch {len(history)} of {config.epochs}")
+        log(f"resumed {config.place} after epoch {len(history)} of {config.epochs}")
     model.train()
     if recipe.compile:
         model.compile()
