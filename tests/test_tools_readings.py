@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -14,12 +16,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from fixtures.notebooks import run_notebook
 from safetensors.torch import save_file
 from test_pipeline import copy_project, edit, shell
 
 from danet_core.backbone import ResNet
 from danet_core.config import load_study
-from danet_core.files import StudyError
+from danet_core.files import StudyError, sha256_file
 from tests.stores import make_store
 from tools import readings as batch
 from tools import readme
@@ -61,15 +64,18 @@ def call(project: Path, *arguments: str, check: bool = True) -> subprocess.Compl
     return shell(project, sys.executable, "-m", *arguments, check=check)
 
 
-def test_from_nothing_to_table_plot_and_page_and_then_nothing_is_left_to_do(project: Path) -> None:
-    notebook = ("tools.notebook", "notebooks/07_readings.ipynb", "build/executed/readings.ipynb")
-    done = call(project, *notebook, check=False)
-    assert done.returncode == 1
-    assert "no row of `readings` in params.yaml has been run on synth_sysu; run `make readings`" in done.stderr
+def test_where_nothing_was_run_the_notebook_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = load_study(ROOT / "params.yaml")
+    with pytest.raises(
+        StudyError, match="no row of `readings` in params.yaml has been run on synth_sysu; run `make re"
+    ):
+        run_notebook("07_readings.ipynb", tmp_path, study, monkeypatch)
 
-    first = call(project, "tools.readings", "--jobs", "2")
-    assert "synth_sysu: 2 runs, 0 of them done, 2 at a time" in first.stdout
-    assert "2 of 2 " in first.stdout and "2 rows have" not in first.stdout
+
+def test_one_call_makes_runs_table_plot_and_page_and_leaves_nothing_to_do(project: Path) -> None:
+    done = call(project, "tools.readings", "--jobs", "2")
+    assert "synth_sysu: 2 runs, 0 of them done, 2 at a time" in done.stdout
+    assert "2 of 2 " in done.stdout
     folder = project / "results/synth_sysu/readings"
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert names == {
@@ -78,16 +84,22 @@ def test_from_nothing_to_table_plot_and_page_and_then_nothing_is_left_to_do(proj
     }
     assert (project / "docs/READINGS.md").read_text().startswith("Prose.\n<!-- results:begin -->\nsynth_sysu (rendered")
     assert not list((project / "results/synth_sysu").glob("metrics/*"))
-    models = {path: path.stat().st_mtime_ns for path in (project / "runs").rglob("model.safetensors")}
-    assert {path.parent.name for path in models} == {"danet-s0", "rho_half-s0"}
+    models = {path.parent.name for path in (project / "runs").rglob("model.safetensors")}
+    assert models == {"danet-s0", "rho_half-s0"}
 
-    again = call(project, "tools.readings", "--jobs", "2")
-    assert "2 runs, 2 of them done" in again.stdout
-    assert {path: path.stat().st_mtime_ns for path in models} == models
-
-    edit(project, lambda params: params["readings"]["rows"]["rho_half"]["set"].update({"variant.cc.margin": 0.3}))
-    third = call(project, "tools.readings", "--rows", "rho_half")
-    assert "2 runs, 1 of them done" in third.stdout
+    study = load_study(project / "params.yaml")
+    store = json.loads((project / "data/packed/synth_sysu/meta.json").read_text())
+    hashes = store["content_sha256"], sha256_file(project / "data/weights/synth_sysu.safetensors")
+    for name in study.readings.rows:
+        config = study.reading(name, 0)
+        assert batch.is_scored(config, project)
+        assert batch.is_trained(config.trained or config, *hashes, project)
+    read = study.reading("rho_half", 0)
+    assert not batch.is_trained(read, "other data", hashes[1], project)
+    shorter = dataclasses.replace(read.dataset.recipe, lr=0.5)
+    other = dataclasses.replace(read, dataset=dataclasses.replace(read.dataset, recipe=shorter))
+    assert not batch.is_trained(other, *hashes, project)
+    assert not batch.is_scored(other, project)
 
 
 def test_a_failed_run_is_named_with_its_log_and_leaves_the_others(project: Path) -> None:
@@ -111,9 +123,10 @@ def test_the_pipeline_has_no_stage_of_the_study_until_rows_are_listed(project: P
     ]
     # The batch resolves the same commands as DVC does.
     from dvc.repo import Repo
+    from dvc.stage import PipelineStage
 
     with Repo(str(project)) as repo:
-        resolved = {stage.addressing: stage.cmd for stage in repo.index.stages}
+        resolved = {stage.name: stage.cmd for stage in repo.index.stages if isinstance(stage, PipelineStage)}
     for stage, item in (
         ("readings_train", {"row": "danet", "seed": 0}),
         ("readings_score", {"row": "danet", "seed": 0}),
@@ -160,21 +173,21 @@ def test_a_run_has_one_thread(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-def test_sigterm_to_the_batch_ends_a_run_with_a_checkpoint_that_the_next_call_goes_on_from(project: Path) -> None:
-    edit(project, lambda params: params["readings"]["rows"]["rho_half"]["set"].update({"dataset.recipe.epochs": 400}))
+def test_sigterm_to_the_batch_ends_its_runs_with_a_checkpoint(project: Path) -> None:
+    longer = {"dataset.recipe.epochs": 4000}
+    edit(project, lambda params: params["readings"]["rows"]["rho_half"]["set"].update(longer))
     log = project / "build/readings/rho_half-s0.log"
     log.unlink(missing_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(project)}
     command = [sys.executable, "-m", "tools.readings", "--rows", "rho_half"]
     with subprocess.Popen(command, cwd=project, env=environment) as running:
-        while not (log.exists() and "epoch   3/400" in log.read_text()):
+        while not (log.exists() and "epoch   3/4000" in log.read_text()):
             assert running.poll() is None
             time.sleep(0.05)
         running.send_signal(signal.SIGTERM)
         assert running.wait(120) == 128 + signal.SIGTERM
     assert "stopped by SIGTERM after epoch" in log.read_text().splitlines()[-1]
-    call(project, "tools.readings", "--rows", "rho_half")
-    assert "resumed readings/synth_sysu/rho_half-s0 after epoch" in log.read_text()
+    assert (project / "build/checkpoints/readings/synth_sysu/rho_half-s0.pt").exists()
 
 
 def test_the_projects_page_shows_what_its_results_hold() -> None:
