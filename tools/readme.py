@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from danet_core.files import StudyError, atomic_write_text
@@ -41,7 +42,7 @@ def update(root: Path, name: str = "README.md") -> bool:
     return True
 
 
-def main(root: Path = ROOT, arguments: list[str] | None = None) -> int:
+def main(root: Path = ROOT, arguments: Sequence[str] = ()) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.readme", description="Rewrite a page's generated section.")
     parser.add_argument("--readings", action="store_true", help="docs/READINGS.md instead of README.md")
