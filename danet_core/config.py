@@ -379,7 +379,7 @@ class Readings:
         _require(self.table in ((), (self.dataset,)), "table", self.table, f"[] or [{self.dataset}]")
         _require(len(set(self.run)) == len(self.run), "run", self.run, "each row once")
         for name, row in self.rows.items():
-            _require(re.fullmatch(r"[a-z0-9_]+", name) is not None, "rows", name, "names of a-z, 0-9 and _")
+            _require(re.fullmatch(r"[a-z0-9_]+", str(name)) is not None, "rows", name, "names of a-z, 0-9 and _")
             known = [other for other, found in self.rows.items() if found.against is None]
             expected = f"null or a row that has null there ({', '.join(known)})"
             _require(row.against is None or row.against in known, f"rows.{name}.against", row.against, expected)
@@ -541,9 +541,9 @@ def _with(config: RunConfig, values: dict[str, Any], where: str) -> RunConfig:
     }
     known = [f"{name}.{key}" for name, part in raw.items() for key in _paths(part)]
     for path, value in values.items():
-        name = next((name for name in raw if path.startswith(f"{name}.")), None)
+        name = next((name for name in raw if str(path).startswith(f"{name}.")), None)
         if name is None or path not in known:
-            nearest = difflib.get_close_matches(path, known, 1, cutoff=0)[0]
+            nearest = difflib.get_close_matches(str(path), known, 1, cutoff=0)[0]
             raise ConfigError(
                 f"params.yaml: {where}: {path!r} is no path in the configuration of a run of variant "
                 f"{config.variant_name}; the nearest is {nearest!r}"

@@ -47,6 +47,7 @@ def changed(tmp_path: Path, **values: Any) -> Study:
         ("variant.cc.margn", 0.3, "'variant.cc.margn' is no path .* of variant b_ml_cc; the nearest is 'variant.cc.ma"),
         ("dataset.name", "other", "'dataset.name' is no path"),
         ("seed", 3, "'seed' is no path"),
+        (3, 3, "3 is no path"),
         ("dataset.recipe", {}, "'dataset.recipe' is no path"),
         ("variant.cc.margin", "wide", "odd.set: variant.cc.margin: expected a number, found 'wide'"),
         ("variant.cc.margin", -1, "odd.set: variant.cc.margin: expected a distance of at least 0, found -1"),
