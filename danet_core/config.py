@@ -361,7 +361,7 @@ class Reading:
     against: str | None
     choice: str
     reading: str
-    set: dict[str, Any]
+    set: dict[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -532,7 +532,7 @@ def _training_of(study: Study, name: str) -> str:
 _READABLE = {"variant": Variant, "dataset.recipe": Recipe, "evaluation": Evaluation}  # what a reading may change
 
 
-def _with(config: RunConfig, values: dict[str, Any], where: str) -> RunConfig:
+def _with(config: RunConfig, values: dict[Any, Any], where: str) -> RunConfig:
     """`config` with values by dotted path, checked as those of params.yaml are."""
     raw = {
         "variant": _plain(dataclasses.asdict(config.variant)),
