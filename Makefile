@@ -8,6 +8,8 @@
 # make regdb-trials TRIALS=1-10       RegDB's trials as batch runs, one after the other; also TRIALS=3, TRIALS=1,4,7,
 #                                     DATASET=synth_regdb.
 # make cluster                        Add Ray, for many runs at once: python -m tools.batch --help, docs/SCALE.md.
+# make readings                       Which choice of the paper's open ones moves the scores? Trains every row of `readings` in
+#                                     params.yaml (hours), JOBS=4 at a time; ARGS="--rows rho_half,rho_double" for some.
 # make report                         Write results/report.html from what is there, name it, and open it where there is a screen.
 # make verify-results STAGE=NAME      Makes a stored result again in a temporary copy: identical, within spread or different.
 #                                     NAME as in `dvc stage list --all`: train_*, evaluate_* or tables_*.
@@ -36,10 +38,11 @@ endif
 SETS ?= sysu regdb
 TRIALS ?= 1-10
 DATASET ?= regdb
+JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 STAGE ?= train_sysu@synth_sysu-1-baseline-0
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: setup cluster repro paper paper-scale embedded regdb-trials report verify-results bench
+.PHONY: setup cluster repro paper paper-scale embedded regdb-trials readings report verify-results bench
 .PHONY: test test-browser test-faults lab lint lock clean-venv
 .DEFAULT_GOAL := help
 
@@ -74,6 +77,10 @@ embedded: setup
 
 regdb-trials: setup
 	@$(BIN)/python -m tools.trials "$(TRIALS)" --dataset $(DATASET) $(ARGS)
+
+readings: setup
+	@$(BIN)/python -m dvc repro pack_sysu@synth_sysu weights_sysu@synth_sysu
+	@$(BIN)/python -m tools.readings --jobs $(JOBS) $(ARGS)
 
 report: setup
 	@$(BIN)/python -m tools.report --open $(ARGS)

@@ -6,12 +6,17 @@ default value: a number that is not in params.yaml does not exist.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import difflib
+import functools
+import json
 import math
 import os
 import re
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -346,6 +351,43 @@ class Switches:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reading:
+    """A row of the readings study: one choice that the paper leaves open, made in another way than the default.
+
+    `set` gives values by their dotted paths in a run's configuration. A row with `against: null` is a reference, which
+    other rows name in `against`: the run they differ from.
+    """
+
+    group: str
+    variant: str
+    against: str | None
+    choice: str
+    reading: str
+    set: dict[Any, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Readings:
+    """The readings study: its rows, and which of them `dvc repro` runs; empty lists are zero stages."""
+
+    dataset: str
+    seeds: tuple[int, ...]
+    run: tuple[str, ...]
+    table: tuple[str, ...]
+    rows: dict[str, Reading]
+
+    def __post_init__(self) -> None:
+        _require(len(set(self.seeds)) == len(self.seeds) > 0, "seeds", self.seeds, "different seeds, at least one")
+        _require(self.table in ((), (self.dataset,)), "table", self.table, f"[] or [{self.dataset}]")
+        _require(len(set(self.run)) == len(self.run), "run", self.run, "each row once")
+        for name, row in self.rows.items():
+            _require(re.fullmatch(r"[a-z0-9_]+", str(name)) is not None, "rows", name, "names of a-z, 0-9 and _")
+            known = [other for other, found in self.rows.items() if found.against is None]
+            expected = f"null or a row that has null there ({', '.join(known)})"
+            _require(row.against is None or row.against in known, f"rows.{name}.against", row.against, expected)
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """One run, resolved: everything its weights depend on besides the data, the backbone weights and the libraries."""
 
@@ -356,11 +398,34 @@ class RunConfig:
     seed: int
     evaluation: Evaluation
     checkpoints: Checkpoints
+    reading: str | None = None  # the row of the readings study that it is of
+    trained: RunConfig | None = None  # the run whose weights it is scored with, where it has none of its own
 
     @property
     def name(self) -> str:
-        """`<variant>-t<trial>-s<seed>`, the name of the run's folder and files."""
-        return f"{self.variant_name}-t{self.trial}-s{self.seed}"
+        """`<variant>-t<trial>-s<seed>`, or `<row>-s<seed>` for a reading: the name of the run's folder and files."""
+        return f"{self.reading or f'{self.variant_name}-t{self.trial}'}-s{self.seed}"
+
+    @property
+    def place(self) -> str:
+        """Where the weights lie below `runs/`; no run of the study has a place below `readings/`."""
+        if self.trained is not None:
+            return self.trained.place
+        return f"{'readings/' if self.reading else ''}{self.dataset.name}/{self.name}"
+
+    @property
+    def metrics(self) -> str:
+        """Where the metrics record lies below `results/`: a reading's beside those that are scored with its weights."""
+        if self.reading is None:
+            return f"{self.dataset.name}/metrics/{self.name}.json"
+        return f"{self.dataset.name}/readings/metrics/{self.place.rpartition('/')[2]}/{self.reading}.json"
+
+    @property
+    def command(self) -> str:
+        """What makes the weights."""
+        if self.reading is not None:
+            return f"python -m tools.readings --rows {self.reading}"
+        return f"dvc repro train_{self.dataset.layout}@{self.dataset.name}-{self.trial}-{self.variant_name}-{self.seed}"
 
     @property
     def epochs(self) -> int:
@@ -401,13 +466,17 @@ class Study:
     tuning: Tuning
     evaluation: Evaluation
     checkpoints: Checkpoints
+    readings: Readings
 
     def dataset(self, name: str) -> Dataset:
         """The data set called `name`; an unknown name is a ConfigError that lists the known ones."""
         return _lookup(self.datasets, name, "data set", "datasets")
 
-    def run(self, dataset: str, variant: str, trial: int, seed: int) -> RunConfig:
-        """One run by its four names; ConfigError for an unknown name, a trial the layout lacks, a negative seed."""
+    def run(self, dataset: str, variant: str, trial: int, seed: int, reading: str | None = None) -> RunConfig:
+        """One run by its four names, or with `reading` that row of the readings study on them.
+
+        ConfigError for an unknown name, a trial the layout lacks, a negative seed, and a reading of another variant.
+        """
         row = self.dataset(dataset)
         trials = range(1, 2) if row.layout == "sysu" else range(1, 11)
         if trial not in trials:
@@ -418,7 +487,81 @@ class Study:
         if seed < 0:
             raise ConfigError(f"seed: expected a whole number of at least 0, found {seed}; correct `study.seeds`")
         chosen = _lookup(self.variants, variant, "variant", "variants")
-        return RunConfig(row, variant, chosen, trial, seed, self.evaluation, self.checkpoints)
+        config = RunConfig(row, variant, chosen, trial, seed, self.evaluation, self.checkpoints)
+        return config if reading is None else self._read(config, reading)
+
+    def reading(self, name: str, seed: int) -> RunConfig:
+        """The run of a row of the readings study; its data set and variant are those that params.yaml gives it."""
+        row = _lookup(self.readings.rows, name, "reading", "readings.rows")
+        return self.run(self.readings.dataset, row.variant, 1, seed, name)
+
+    def trained_row(self, name: str) -> str:
+        """The row of the readings study whose runs the row `name` is scored with: its own, or the first alike."""
+        return _lookup(self.trained_as, name, "reading", "readings.rows")
+
+    @functools.cached_property
+    def trained_as(self) -> dict[str, str]:
+        """For each row of the readings study the row whose runs it is scored with: the first that trains as it does."""
+        first: dict[str, str] = {}
+        return {name: first.setdefault(_training_of(self, name), name) for name in self.readings.rows}
+
+    def _read(self, config: RunConfig, name: str) -> RunConfig:
+        row = _lookup(self.readings.rows, name, "reading", "readings.rows")
+        if config.variant_name != row.variant:
+            raise ConfigError(
+                f"reading {name}: expected variant {row.variant}, found {config.variant_name}; correct "
+                f"`readings.rows.{name}.variant`"
+            )
+        changed = _with(config, row.set, f"readings.rows.{name}.set")
+        first = self.trained_as[name]
+        trained = (
+            None
+            if first == name
+            else self.run(config.dataset.name, self.readings.rows[first].variant, config.trial, config.seed, first)
+        )
+        return dataclasses.replace(changed, reading=name, trained=trained)
+
+
+def _training_of(study: Study, name: str) -> str:
+    """All that the weights of a reading depend on but the seed; variants of other names may train alike."""
+    row = study.readings.rows[name]
+    plain = study.run(study.readings.dataset, row.variant, 1, 0)
+    resolved = _with(plain, row.set, f"readings.rows.{name}.set").resolved()
+    del resolved["variant"]["name"], resolved["dataset"]["recipe"]["test_feature"]
+    return json.dumps(resolved, sort_keys=True)
+
+
+_READABLE = {"variant": Variant, "dataset.recipe": Recipe, "evaluation": Evaluation}  # what a reading may change
+
+
+def _with(config: RunConfig, values: dict[Any, Any], where: str) -> RunConfig:
+    """`config` with values by dotted path, checked as those of params.yaml are."""
+    raw = {
+        "variant": _plain(dataclasses.asdict(config.variant)),
+        "dataset.recipe": _plain(dataclasses.asdict(config.dataset.recipe)),
+        "evaluation": _plain(dataclasses.asdict(config.evaluation)),
+    }
+    known = [f"{name}.{key}" for name, part in raw.items() for key in _paths(part)]
+    for path, value in values.items():
+        name = next((name for name in raw if str(path).startswith(f"{name}.")), None)
+        if name is None or path not in known:
+            nearest = difflib.get_close_matches(str(path), known, 1, cutoff=0)[0]
+            raise ConfigError(
+                f"params.yaml: {where}: {path!r} is no path in the configuration of a run of variant "
+                f"{config.variant_name}; the nearest is {nearest!r}"
+            )
+        *folders, last = path.removeprefix(f"{name}.").split(".")
+        functools.reduce(dict.__getitem__, folders, raw[name])[last] = copy.deepcopy(value)
+    built = {name: build(_READABLE[name], part, f"params.yaml: {where}: {name}") for name, part in raw.items()}
+    dataset = dataclasses.replace(config.dataset, recipe=built["dataset.recipe"])
+    return dataclasses.replace(config, variant=built["variant"], dataset=dataset, evaluation=built["evaluation"])
+
+
+def _paths(value: dict[str, Any]) -> Iterator[str]:
+    for key, item in value.items():
+        yield key
+        if isinstance(item, dict):
+            yield from (f"{key}.{below}" for below in _paths(item))
 
 
 def load_study(path: str | Path = "params.yaml") -> Study:
@@ -445,6 +588,7 @@ def load_study(path: str | Path = "params.yaml") -> Study:
     study = build(Study, raw, str(path))
     _check_modules(study, path)
     _check_switches(study, path)
+    _check_readings(study, path)
     return study
 
 
@@ -480,6 +624,19 @@ def _check_switches(study: Study, path: Path) -> None:
                     study.run(dataset, variant, trial, seed)
 
 
+def _check_readings(study: Study, path: Path) -> None:
+    for seed in study.readings.seeds:
+        for name in study.readings.rows:
+            study.reading(name, seed)
+    for name in study.readings.run:
+        first = study.trained_row(name)
+        if first != name:
+            raise ConfigError(
+                f"{path}: readings.run lists {name}, which trains as {first} does and is scored with its runs; "
+                f"list {first} instead"
+            )
+
+
 class _StrictLoader(yaml.SafeLoader):
     """YAML in which a key stands once, and `5e-4` is a number as in YAML 1.2 (DVC reads the file so)."""
 
@@ -508,6 +665,8 @@ _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _float, list("-+0
 
 def build(kind: Any, value: Any, where: str) -> Any:
     """Turn parsed YAML into `kind`, strictly: no unknown, missing or mistyped value passes."""
+    if kind is Any:
+        return value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         return _build_union(arguments, value, where)

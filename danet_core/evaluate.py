@@ -73,6 +73,8 @@ def evaluate(
     that the run started from, `before_bn` and `after_bn` by the trained model) and, for SYSU-MM01's layout,
     `camera_pairs` (protocols.camera_pairs, infrared queries; RegDB has one pair, which its settings score). `queries`
     are extremes.extreme_queries of the first setting: infrared queries, for SYSU-MM01's layout on its first gallery.
+    A reading's record stands at RunConfig.metrics, and names the reading and how it was scored (`evaluation`); where it
+    trains as another row does, `folder` is that row's run.
     Nothing depends on clock or folder, so that equal runs give equal bytes.
     A setting also names what is not the published protocol, where there is such: `galleries` ("random_seed") and
     `rerank` (its numbers).
@@ -88,7 +90,7 @@ def evaluate(
     if not trained == config.trial == scored:
         store = PackedStore.open(packed / config.dataset.name)
         _refuse_other_trial(store, config, folder, trained, config.trial if scored == trained else scored)
-    tensors, run = load_finished(folder, config)
+    tensors, run = load_finished(folder, config.trained or config)
     store = PackedStore.open(packed / config.dataset.name)
     if store.meta["content_sha256"] != run["provenance"]["data_sha256"]:
         raise StudyError(
@@ -116,6 +118,7 @@ def evaluate(
         "label": config.variant.label,
         "trial": config.trial,
         "seed": config.seed,
+        **({} if config.reading is None else {"reading": config.reading, "evaluation": asdict(config.evaluation)}),
         "split": "test",
         "settings": cross_modality(features, feat, store, config),
         "within": {
@@ -142,7 +145,7 @@ def evaluate(
         "config": config.resolved(),
     }
     features.save(folder.features)
-    atomic_write_json(results / config.dataset.name / "metrics" / f"{config.name}.json", record)
+    atomic_write_json(results / config.metrics, record)
     return record
 
 

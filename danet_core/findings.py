@@ -161,17 +161,17 @@ def _for_readme(path: Path) -> Path:
     return path
 
 
-def insert_block(readme: str, block: str) -> str:
-    """Replace what stands between the marks `<!-- results:begin -->` and `<!-- results:end -->` by `block`.
+def insert_block(text: str, block: str, name: str = "README.md") -> str:
+    """The page `name` with `block` between the marks `<!-- results:begin -->` and `<!-- results:end -->`.
 
-    Raises StudyError unless each mark stands there once, in this order.
+    Raises StudyError unless each mark stands once in `text`, in this order.
     """
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise StudyError(
-            f"README.md must hold the marks {BEGIN} and {END} once each, in this order; found "
-            f"{readme.count(BEGIN)} and {readme.count(END)}: put them back around the section that the pipeline writes"
+            f"{name} must hold the marks {BEGIN} and {END} once each, in this order; found "
+            f"{text.count(BEGIN)} and {text.count(END)}: put them back around the section that the pipeline writes"
         )
-    before, after = readme.partition(BEGIN)[0], readme.partition(END)[2]
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     return f"{before}{BEGIN}\n{block}{END}{after}"
 
 

@@ -52,9 +52,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, config: RunConfig, runs: Path = Path("runs"), build: Path = Path("build")) -> RunFolder:
-        return cls(
-            runs / config.dataset.name / config.name, build / "checkpoints" / config.dataset.name / f"{config.name}.pt"
-        )
+        return cls(runs / config.place, build / "checkpoints" / f"{config.place}.pt")
 
     @property
     def model(self) -> Path:

@@ -215,7 +215,7 @@ def _train(
     require_precision(recipe.precision, target)
     _require_divisible(recipe, team)
     with (
-        exclusive(folder.lock, f"run {config.dataset.name}/{config.name}") if team.first else contextlib.nullcontext(),
+        exclusive(folder.lock, f"run {config.place}") if team.first else contextlib.nullcontext(),
         sigterm_heeded() as told_to_stop,
         _what_to_lower(recipe, target),
     ):
@@ -236,6 +236,7 @@ def _train(
             "label": config.variant.label,
             "trial": config.trial,
             "seed": config.seed,
+            **({} if config.reading is None else {"reading": config.reading}),
             "config": config.resolved(),
             "history": history,
             "provenance": {
@@ -244,8 +245,7 @@ def _train(
                 "processes": list(dict.fromkeys(row.get("processes", 1) for row in history)),  # in the order of use
             },
             "versions": versions,
-            "command": f"dvc repro train_{config.dataset.layout}@{config.dataset.name}-{config.trial}-"
-            f"{config.variant_name}-{config.seed}",
+            "command": config.command,
             "seconds": round(time.perf_counter() - started, 1),
         }
         record = team.from_first(save_finished, folder, model, record)
@@ -298,7 +298,7 @@ def _fit(
         model.load_state_dict(checkpoint["model"])
         optimiser.load_state_dict(checkpoint["optimiser"])
         history = checkpoint["history"]
-        log(f"resumed {config.dataset.name}/{config.name} after epoch {len(history)} of {config.epochs}")
+        log(f"resumed {config.place} after epoch {len(history)} of {config.epochs}")
     model.train()
     if recipe.compile:
         model.compile()

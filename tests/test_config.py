@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_each_variant_is_exactly_the_union_of_its_modules():
 def test_lambda_2_stands_once_and_reaches_both_ml_variants(edited):
     study = load_study(edited("lambda_2: 2.5", "lambda_2: 4.0"))
     assert study.variants["b_ml"].ml.lambda_2 == study.variants["b_ml_cc"].ml.lambda_2 == 4.0
-    assert PARAMS.read_text(encoding="utf-8").count("lambda_2:") == 1
+    assert len(re.findall(r"^ +lambda_2:", PARAMS.read_text(encoding="utf-8"), re.M)) == 1
 
 
 def test_the_embedded_milestones_are_the_papers_shares_of_the_epochs():

@@ -89,7 +89,9 @@ def test_any_value_of_the_configuration_is_taken_or_refused_in_a_sentence_that_n
         # A list that lost an element, and a union that took another form, are named by what holds them.
         assert str(error).startswith("params.yaml") and str(place[0]) in str(error)
     else:
-        assert value != "remove" or isinstance(parent, list) or place[0] in ("variants", "recipes", "datasets")
+        assert (
+            value != "remove" or isinstance(parent, list) or place[0] in ("variants", "recipes", "datasets", "readings")
+        )
         assert isinstance(study, Study)
 
 

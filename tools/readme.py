@@ -1,47 +1,60 @@
-"""Rewrite the generated section of README.md from `results/`: `python -m tools.readme`, the pipeline's last stage.
+"""Rewrite the generated sections of the pages from `results/`; their prose is left alone.
 
-It shows the embedded benchmark, which everybody can run, as its tables stand in `results/` whatever params.yaml lists.
+    python -m tools.readme                README.md, the pipeline's last stage
+    python -m tools.readme --readings     docs/READINGS.md
+
+They show the embedded benchmark, which everybody can run, as its tables stand in `results/` whatever params.yaml lists.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from danet_core.files import StudyError, atomic_write_text
 from danet_core.findings import insert_block, readme_block
+from danet_core.readings import page_block
 from tools import ROOT
 
 DATASETS = ("synth_sysu", "synth_regdb")
+PAGES = {
+    "README.md": lambda root: readme_block(DATASETS, root),
+    "docs/READINGS.md": lambda root: page_block(DATASETS[0], root),
+}
 
 
-def update(root: Path) -> bool:
-    """Bring the README of the project in `root` up to date; whether it had to be changed. Prose is left alone.
+def update(root: Path, name: str = "README.md") -> bool:
+    """Bring a page of PAGES in the project in `root` up to date; whether it had to be changed. Prose is left alone.
 
-    Raises StudyError when the README, one of its marks or a table is missing.
+    Raises StudyError when the page, one of its marks or a table that it cannot do without is missing.
     """
-    path = root / "README.md"
+    path = root / name
     try:
         old = path.read_bytes().decode("utf-8")  # not read_text, which would turn the line ends of the prose into \n
     except FileNotFoundError:
         raise StudyError(f"{path} is missing; restore it from version control") from None
-    new = insert_block(old, readme_block(DATASETS, root))
+    new = insert_block(old, PAGES[name](root), name)
     if new == old:
         return False
     atomic_write_text(path, new)
     return True
 
 
-def main(root: Path = ROOT) -> int:
+def main(root: Path = ROOT, arguments: Sequence[str] = ()) -> int:
     """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tools.readme", description="Rewrite a page's generated section.")
+    parser.add_argument("--readings", action="store_true", help="docs/READINGS.md instead of README.md")
+    name = "docs/READINGS.md" if parser.parse_args(arguments).readings else "README.md"
     try:
-        changed = update(root)
+        changed = update(root, name)
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print("README.md: results rewritten" if changed else "README.md: results are up to date")
+    print(f"{name}: results rewritten" if changed else f"{name}: results are up to date")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(arguments=sys.argv[1:]))

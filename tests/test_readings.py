@@ -1,0 +1,290 @@
+"""The readings study: rows and paths are strict, runs are named and shared, and the rule, table and plot are right."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from danet_core import readings
+from danet_core.config import ConfigError, Study, load_study
+from danet_core.files import StudyError, atomic_write_json
+from danet_core.record import RunFolder
+
+ROOT = Path(__file__).resolve().parent.parent
+PARAMS = ROOT / "params.yaml"
+DEFAULT = {"group": "Variants", "variant": "b_ml_cc", "against": None, "choice": "DANet", "reading": "d", "set": {}}
+HALF = {"group": "Margin", "variant": "b_ml_cc", "against": "danet", "choice": "rho", "reading": "half"}
+ROWS: dict[str, dict[str, Any]] = {
+    "danet": DEFAULT,
+    "rho_half": {**HALF, "set": {"variant.cc.margin": 0.35}},
+    "before_bn": {**HALF, "choice": "test", "set": {"dataset.recipe.test_feature": "before_bn"}},
+}
+
+
+def study_of(tmp_path: Path, rows: dict[str, dict[str, Any]] = ROWS, **block: Any) -> Study:
+    """params.yaml with these rows as its readings study."""
+    params = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+    params["readings"].update(rows=rows, **block)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    return load_study(tmp_path / "params.yaml")
+
+
+def changed(tmp_path: Path, **values: Any) -> Study:
+    return study_of(tmp_path, {"danet": DEFAULT, "odd": {**HALF, "set": values.pop("set", {}), **values}})
+
+
+# -------------------- rows
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("variant.cc.margn", 0.3, "'variant.cc.margn' is no path .* of variant b_ml_cc; the nearest is 'variant.cc.ma"),
+        ("dataset.name", "other", "'dataset.name' is no path"),
+        ("seed", 3, "'seed' is no path"),
+        (3, 3, "3 is no path"),
+        ("dataset.recipe", {}, "'dataset.recipe' is no path"),
+        ("variant.cc.margin", "wide", "odd.set: variant.cc.margin: expected a number, found 'wide'"),
+        ("variant.cc.margin", -1, "odd.set: variant.cc.margin: expected a distance of at least 0, found -1"),
+        (
+            "dataset.recipe.milestones",
+            [8, 99],
+            "dataset.recipe.milestones: expected ascending epochs below epochs = 14",
+        ),
+        ("evaluation.trials", 11, "odd.set: evaluation.trials: expected 1 to 10"),
+    ],
+)
+def test_a_path_or_value_that_does_not_fit_is_one_sentence(tmp_path: Path, path: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        changed(tmp_path, set={path: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_module_that_the_variant_lacks_has_no_paths(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no path in the configuration of a run of variant b_cc"):
+        changed(tmp_path, variant="b_cc", set={"variant.ml.lambda_2": 1.0})
+
+
+def test_a_reading_changes_what_it_sets_and_nothing_else(tmp_path: Path) -> None:
+    study = study_of(tmp_path)
+    plain, read = study.run("synth_sysu", "b_ml_cc", 1, 2), study.reading("rho_half", 2)
+    assert read.variant.cc is not None and plain.variant.cc is not None
+    assert (plain.variant.cc.margin, read.variant.cc.margin) == (0.7, 0.35)
+    back = dataclasses.replace(read, variant=plain.variant, reading=None)
+    assert back == plain
+    assert study.run("synth_sysu", "b_ml_cc", 1, 2, "rho_half") == read
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"run": ["rho_third"]}, "unknown reading 'rho_third'"),
+        ({"run": ["before_bn"]}, "lists before_bn, which trains as danet does .* list danet instead"),
+        ({"run": ["danet", "danet"]}, "readings.run: expected each row once"),
+        ({"table": ["synth_regdb"]}, r"readings.table: expected \[\] or \[synth_sysu\]"),
+        ({"seeds": [1, 1]}, "readings.seeds: expected different seeds"),
+        ({"rows": {"Rho": DEFAULT}}, "names of a-z, 0-9 and _"),
+        ({"rows": {"odd": {**HALF, "set": {}}}}, "odd.against: expected null or a row that has null there"),
+        ({"rows": {"odd": {**DEFAULT, "variant": "b_cx"}}}, "unknown variant 'b_cx'"),
+    ],
+)
+def test_a_study_that_does_not_hang_together_is_refused(tmp_path: Path, block: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        study_of(tmp_path, **{"rows": ROWS, **block})
+
+
+def test_a_reading_of_another_variant_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="reading rho_half: expected variant b_ml_cc, found b_cc"):
+        study_of(tmp_path).run("synth_sysu", "b_cc", 1, 0, "rho_half")
+
+
+# -------------------- runs
+
+
+def test_no_reading_lies_where_a_run_of_the_study_does(tmp_path: Path) -> None:
+    study = study_of(tmp_path)
+    plain, read = study.run("synth_sysu", "b_ml_cc", 1, 0), study.reading("danet", 0)
+    assert RunFolder.of(plain).root == Path("runs/synth_sysu/b_ml_cc-t1-s0")
+    assert RunFolder.of(read).root == Path("runs/readings/synth_sysu/danet-s0")
+    assert RunFolder.of(read).checkpoint == Path("build/checkpoints/readings/synth_sysu/danet-s0.pt")
+    assert plain.metrics == "synth_sysu/metrics/b_ml_cc-t1-s0.json"
+    assert read.metrics == "synth_sysu/readings/metrics/danet-s0/danet.json"
+
+
+def test_a_row_that_only_scores_differently_uses_the_runs_of_the_first_that_trains_alike(tmp_path: Path) -> None:
+    study = study_of(tmp_path)
+    assert study.trained_as == {"danet": "danet", "rho_half": "rho_half", "before_bn": "danet"}
+    read = study.reading("before_bn", 1)
+    assert read.trained == study.reading("danet", 1)
+    assert RunFolder.of(read) == RunFolder.of(study.reading("danet", 1))
+    assert read.metrics == "synth_sysu/readings/metrics/danet-s1/before_bn.json"
+
+
+def test_the_projects_study_is_switched_off_and_shares_what_trains_alike() -> None:
+    study = load_study(PARAMS)
+    assert (study.readings.run, study.readings.table) == ((), ())
+    assert study.trained_as["test_before_bn"] == "b_ml_cc"
+    assert study.trained_as["sid_alone_baseline"] == "sid_alone"
+    assert len(study.readings.seeds) >= readings.FEWEST_SEEDS
+    for name, row in study.readings.rows.items():
+        assert (row.against is None) == (name in study.study.variants)
+
+
+# -------------------- rule
+
+
+@pytest.mark.parametrize(
+    ("reading", "reference", "verdict"),
+    [
+        ((25.0, 26.0, 25.5), (20.0, 21.0, 20.5), "raises"),
+        ((15.0, 16.0, 15.5), (20.0, 21.0, 20.5), "lowers"),
+        ((20.9, 21.9, 21.4), (20.0, 21.0, 20.5), "not told apart"),  # one sign, but less than two seeds differ by
+        ((25.0, 26.0, 20.4), (20.0, 21.0, 20.5), "not told apart"),  # one seed says otherwise
+        ((20.1, 23.0, 29.0), (20.0, 21.0, 20.5), "not told apart"),  # its own seeds differ by more
+        ((21.0, 22.0, 21.5), (20.0, 21.0, 20.5), "not told apart"),  # exactly as much
+    ],
+)
+def test_told_apart_is_one_sign_and_more_than_two_seeds_differ_by(reading: Any, reference: Any, verdict: str) -> None:
+    difference = readings.compare(dict(enumerate(reading)), dict(enumerate(reference)))
+    assert difference is not None and difference.verdict == verdict
+
+
+def test_two_seeds_tell_nothing_apart() -> None:
+    difference = readings.compare({0: 90.0, 1: 91.0}, {0: 1.0, 1: 2.0})
+    assert difference is not None and difference.verdict == "not told apart"
+
+
+def test_differences_are_paired_by_seed_and_by_no_other() -> None:
+    difference = readings.compare({0: 25.0, 2: 27.0, 3: 40.0}, {0: 20.0, 1: 99.0, 2: 23.0})
+    assert difference is not None
+    assert difference.paired == (5.0, 4.0)
+    assert (difference.change, round(difference.std or 0, 4)) == (4.5, 0.7071)
+    assert difference.spread == 79.0
+    assert readings.compare({0: 1.0}, {1: 1.0}) is None
+
+
+# -------------------- table and plot
+
+
+def record(rank1: float, mean_ap: float) -> dict[str, Any]:
+    """What the study reads of an evaluation record."""
+    return {
+        "settings": {"all_single": {"mean": {"cmc1": rank1 / 100, "mAP": mean_ap / 100}, "per_trial": [{}]}},
+        "training": {"final": {"L_id": 0.5}},
+        "provenance": {"data_sha256": "d" * 64, "weights_sha256": "e" * 64, "model_sha256": "f" * 64},
+        "split": "test",
+        "partial": False,
+    }
+
+
+RECORDS = {
+    "danet": {0: record(20.0, 18.0), 1: record(21.0, 18.5), 2: record(20.5, 18.0)},
+    "rho_half": {0: record(25.0, 18.1), 1: record(26.0, 18.4), 2: record(25.5, 18.2)},
+}
+
+
+def test_the_table_shows_means_differences_and_verdicts(tmp_path: Path) -> None:
+    found = readings.outcome(study_of(tmp_path), RECORDS, tmp_path)
+    lines = readings.markdown(found).splitlines()
+    assert "| DANet | 20.50 | 20.00 to 21.00 | 18.17 | 18.00 to 18.50 | 0.50 |" in lines
+    rho = next(line for line in lines if line.startswith("| rho |"))
+    assert [cell.strip() for cell in rho.strip("|").split("|")] == [
+        *("rho", "half", "`danet`", "25.50", "+5.00 ± 0.00 (n = 3)", "up to 1.00", "raises"),
+        *("18.23", "+0.07 ± 0.15 (n = 3)", "up to 0.50", "not told apart", "0.50"),
+    ]
+    assert "| test | half | `danet` | not run | – | – | – | not run | – | – | – | – |" in lines
+    assert readings.SYNTHETIC_NOTE in lines[-1] and "data dddddddddddd." in lines[-1]
+
+
+def test_the_csv_has_a_line_for_each_row_and_score(tmp_path: Path) -> None:
+    frame = readings.table(readings.outcome(study_of(tmp_path), RECORDS, tmp_path)).set_index(["row", "metric"])
+    assert list(frame.index) == [(row, metric) for row in ROWS for metric in ("cmc1", "mAP")]
+    shown = frame.loc[("rho_half", "cmc1")]
+    assert shown[["status", "n", "pairs", "mean", "difference", "verdict"]].tolist() == [
+        "run",
+        3,
+        3,
+        25.5,
+        5.0,
+        "raises",
+    ]
+    assert frame.loc[("before_bn", "mAP"), "status"] == "not run"
+    assert frame["synthetic"].unique().tolist() == ["true"]
+
+
+def test_the_forest_plot_has_a_diamond_for_each_row_that_was_run_filled_where_told_apart(tmp_path: Path) -> None:
+    figure = readings.forest(readings.outcome(study_of(tmp_path), RECORDS, tmp_path))
+    panels = figure.axes
+    assert [axis.get_title() for axis in panels] == ["Rank-1, difference in points", "mAP, difference in points"]
+    fills = []
+    for axis in panels:
+        (diamond,) = [line for line in axis.lines if line.get_marker() == "D"]
+        (dots,) = [line for line in axis.lines if line.get_marker() == "o"]
+        assert len(dots.get_xdata()) == 3  # type: ignore[arg-type]
+        fills.append(diamond.get_markerfacecolor())
+    assert fills == ["#D55E00", "white"]
+    assert [text.get_text() for text in panels[0].get_yticklabels()] == ["Margin", "rho: half"]
+    title = figure.get_suptitle()
+    assert "synthetic" in title
+
+
+def test_where_nothing_was_run_table_and_plot_say_what_to_do(tmp_path: Path) -> None:
+    study = study_of(tmp_path)
+    found = readings.outcome(study, readings.load_records(study, tmp_path), tmp_path)
+    with pytest.raises(StudyError, match="has been run on synth_sysu; run `make readings`"):
+        readings.summary(found)
+    with pytest.raises(StudyError, match="no reading with its reference to draw"):
+        readings.forest(found)
+    assert readings.page_block("synth_sysu", tmp_path) == readings.NOTHING_RUN + "\n"
+
+
+# -------------------- records
+
+
+def write(study: Study, root: Path, name: str, seed: int, **changes: Any) -> Path:
+    config = study.reading(name, seed)
+    made = {**record(20.0, 18.0), "config": config.resolved(), "evaluation": dataclasses.asdict(config.evaluation)}
+    path = root / "results" / config.metrics
+    atomic_write_json(path, {**made, **changes})
+    versions = {"device": {"type": "cpu", "name": "x86_64", "threads": 1}}
+    training = {"seconds": 80.0, "config": config.resolved(), "versions": versions, "provenance": {}}
+    atomic_write_json(root / "runs" / config.place / "record.json", training)
+    return path
+
+
+def test_a_record_of_other_numbers_or_data_is_refused_by_name(tmp_path: Path) -> None:
+    study = study_of(tmp_path)
+    write(study, tmp_path, "danet", 0)
+    assert readings.load_records(study, tmp_path).keys() == {"danet"}
+    odd = write(study, tmp_path, "rho_half", 0, provenance={"data_sha256": "other", "weights_sha256": "e" * 64})
+    with pytest.raises(StudyError, match=r"danet\.json and .*rho_half\.json differ in data_sha256"):
+        readings.load_records(study, tmp_path)
+    write(study, tmp_path, "rho_half", 0, config=study.reading("danet", 0).resolved())
+    with pytest.raises(StudyError, match=r"rho_half\.json: expected a reading's record with the config"):
+        readings.load_records(study, tmp_path)
+    odd.unlink()
+    write(study, tmp_path, "before_bn", 0, evaluation={})
+    with pytest.raises(StudyError, match=r"before_bn\.json: expected a reading's record with the evaluation"):
+        readings.load_records(study, tmp_path)
+
+
+def test_the_record_counts_a_shared_run_once_and_is_not_made_from_a_part_of_the_runs(tmp_path: Path) -> None:
+    study = study_of(tmp_path)
+    assert readings.write_record(study, tmp_path) is None
+    for name in ROWS:
+        write(study, tmp_path, name, 0)
+    path = readings.write_record(study, tmp_path)
+    assert path is not None
+    made = json.loads(path.read_text(encoding="utf-8"))
+    assert (made["trained_runs"], made["training_seconds"]) == (2, 160.0)
+    assert set(made["runs"]) == {"danet-s0", "rho_half-s0"} and made["runs"]["danet-s0"]["steps"] == 560
+    readings.write_table(readings.outcome(study, readings.load_records(study, tmp_path), tmp_path))
+    block = readings.page_block("synth_sysu", tmp_path)
+    assert "2 trained runs, 0.0 hours of training in all, on x86_64 with 1 thread each" in block
+    (tmp_path / "runs/readings/synth_sysu/danet-s0/record.json").unlink()
+    assert readings.write_record(study, tmp_path) is None
