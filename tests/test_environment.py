@@ -39,7 +39,7 @@ def entries() -> dict[str, tuple[Requirement, list[str]]]:
 ENTRIES = entries()
 DIRECT = [
     Requirement(text)
-    for group in (PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"].values())
+    for group in (PROJECT["project"]["dependencies"], PROJECT["project"]["optional-dependencies"]["dev"])
     for text in group
 ]
 
@@ -54,6 +54,13 @@ def test_every_direct_dependency_is_locked_within_its_bounds(requirement: Requir
     assert requirement.specifier, f"{requirement.name} has no lower bound in pyproject.toml"
     assert canonicalize_name(requirement.name) in ENTRIES
     assert requirement.specifier.contains(locked_version(requirement.name))
+
+
+def test_an_extra_that_the_lock_leaves_out_names_one_exact_version() -> None:
+    for name, group in PROJECT["project"]["optional-dependencies"].items():
+        for requirement in map(Requirement, group if name != "dev" else []):
+            assert [pin.operator for pin in requirement.specifier] == ["=="], requirement
+            assert canonicalize_name(requirement.name) not in ENTRIES
 
 
 def test_every_lock_entry_is_one_exact_version_with_sha256_hashes() -> None:
@@ -120,8 +127,11 @@ def test_conda_users_get_the_lock_and_nothing_else() -> None:
 
 
 def test_every_import_of_the_project_is_a_direct_dependency() -> None:
-    distributions = {"PIL": "pillow", "yaml": "pyyaml"}
-    declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["project"]["dependencies"]}
+    distributions = {"PIL": "pillow", "faiss": "faiss-cpu", "yaml": "pyyaml"}
+    extras = [
+        text for name, group in PROJECT["project"]["optional-dependencies"].items() if name != "dev" for text in group
+    ]
+    declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["project"]["dependencies"] + extras}
     own = set(PROJECT["tool"]["setuptools"]["packages"])
     pattern = re.compile(r"^\s*(?:import|from)\s+([A-Za-z_]\w*)", re.M)
     for package in own:
