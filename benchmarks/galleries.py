@@ -1,4 +1,4 @@
-"""Search and evaluation with a gallery of 100,000 images; python -m benchmarks.galleries --full asks all as queries."""
+"""A gallery of 100,000 images, searched and scored; python -m benchmarks.galleries --queries 100000 asks as many."""
 
 from __future__ import annotations
 
@@ -38,21 +38,17 @@ def peak() -> str:
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * step / 1e9:.2f} GB"
 
 
-def section(tiny: bool, full: bool = False) -> str:
+def section(tiny: bool, queries: int = QUERIES) -> str:
     images, features, rounds = (300, 8, 1) if tiny else (GALLERY, FEATURES, ROUNDS)
-    gallery, pids = crowd(images, features, 1)
-    asked = images if full else min(images, QUERIES)
-    query, q_pids = crowd(images, features, 2)
-    if not full:
-        query, q_pids = query[:asked].copy(), q_pids[:asked]  # a copy, so that the rest is let go
-    if full:
-        started = timer()
-        evaluate_regdb(query, q_pids, gallery, pids)
-        times = Times(np.array([timer() - started]))
-    else:
-        times = interleaved({"evaluate": lambda: evaluate_regdb(query, q_pids, gallery, pids)}, rounds)["evaluate"]
-    rows: list[tuple[object, ...]] = [(f"all scores of {asked:,} queries", times, Times(times.seconds / asked), peak())]
-    if not full:
+    (gallery, pids), (query, q_pids) = crowd(images, features, 1), crowd(images, features, 2)
+    query, q_pids = query[:queries], q_pids[:queries]  # a part in use, and all of them in memory
+    scores = {"scores": lambda: evaluate_regdb(query, q_pids, gallery, pids)}
+    many = queries > QUERIES
+    times = interleaved(scores, 1 if many else rounds, warm=many)["scores"]
+    rows: list[tuple[object, ...]] = [
+        (f"all scores of {len(query):,} queries", times, Times(times.seconds / len(query)), peak())
+    ]
+    if not many:
         one = interleaved({"search": lambda: nearest(query[0], gallery, COUNT)}, rounds)["search"]
         rows.append(("exact search of one query, as `search` does it", one, one, peak()))
         rows += faiss_rows(query, gallery, rounds)
@@ -85,6 +81,6 @@ def faiss_rows(query: np.ndarray, gallery: np.ndarray, rounds: int) -> list[tupl
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--tiny", action="store_true", help="sizes at which the figures mean nothing, for the tests")
-    parser.add_argument("--full", action="store_true", help="as many queries as gallery images: a quarter of an hour")
+    parser.add_argument("--queries", type=int, default=QUERIES, help=f"of {GALLERY:,}, which take some eight minutes")
     options = parser.parse_args()
-    print(section(options.tiny, options.full))
+    print(section(options.tiny, options.queries))
