@@ -7,7 +7,7 @@
 # make embedded                       Switches `study` in params.yaml back to the rendered sets; runs nothing.
 # make regdb-trials TRIALS=1-10       RegDB's trials as batch runs, one after the other; also TRIALS=3, TRIALS=1,4,7,
 #                                     DATASET=synth_regdb.
-# make cluster                        Add Ray, for many runs at once: python -m tools.batch --help, docs/SCALE.md.
+# make extras                         Add Ray, for many runs at once (python -m tools.batch, docs/SCALE.md), and faiss, for `search`.
 # make readings                       Which choice of the paper's open ones moves the scores? Trains every row of `readings` in
 #                                     params.yaml (hours), JOBS=4 at a time; ARGS="--rows rho_half,rho_double" for some.
 # make report                         Write results/report.html from what is there, name it, and open it where there is a screen.
@@ -24,7 +24,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-CLUSTER := $(VENV)/.cluster
+EXTRAS := $(VENV)/.extras
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export DVC_NO_ANALYTICS := 1
@@ -42,7 +42,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 STAGE ?= train_sysu@synth_sysu-1-baseline-0
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: setup cluster repro paper paper-scale embedded regdb-trials readings report verify-results bench
+.PHONY: setup extras repro paper paper-scale embedded regdb-trials readings report verify-results bench
 .PHONY: test test-browser test-faults lab lint lock clean-venv
 .DEFAULT_GOAL := help
 
@@ -52,7 +52,7 @@ help:
 setup: $(READY)
 	@$(BIN)/python -m tools.checkout
 
-cluster: setup $(CLUSTER)
+extras: setup $(EXTRAS)
 
 repro: setup
 	@$(BIN)/python -m dvc repro $(ARGS)
@@ -90,7 +90,7 @@ verify-results: setup
 	@$(BIN)/python -m tools.verify "$(STAGE)" || test $$? -eq 3
 
 # One thread for each of the parallel test processes: more threads than cores make every one of them slower.
-test: setup $(CLUSTER)
+test: setup $(EXTRAS)
 	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
 
 # Mounts small file systems, and so skips the full disks where the caller may not.
@@ -116,10 +116,10 @@ lint: setup
 lock: setup
 	$(BIN)/uv pip compile --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-emit-index-url \
 	    --extra dev --custom-compile-command "make lock" --output-file requirements.lock --quiet $(ARGS) pyproject.toml
-	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['cluster'], sep='\n')" \
+	$(BIN)/python -c "import tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*extras['cluster'], *extras['faiss'], sep='\n')" \
 	    | $(BIN)/uv pip compile --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
 	    --no-emit-index-url --constraints requirements.lock --custom-compile-command "make lock" \
-	    --output-file requirements-cluster.lock --quiet $(ARGS) -
+	    --output-file requirements-extras.lock --quiet $(ARGS) -
 
 clean-venv:
 	rm -rf $(VENV)
@@ -152,7 +152,7 @@ $(READY): requirements.lock pyproject.toml
 	@echo "$(CURDIR)" > $@
 
 # Whatever both locks name has one version: the second was compiled with the first as its constraint.
-$(CLUSTER): requirements-cluster.lock $(READY)
-	@echo "Installing the versions of requirements-cluster.lock"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-cluster.lock
+$(EXTRAS): requirements-extras.lock $(READY)
+	@echo "Installing the versions of requirements-extras.lock"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-extras.lock
 	@touch $@

@@ -41,12 +41,19 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
+    from danet_core.nearest import DESCRIPTIONS
     from danet_core.search import DRAWN, printable, search
     from danet_core.style import check_picture, save_as
 
     check_picture(options.out)  # before minutes of work
     ranking = search(
-        options.query, options.gallery, options.run, device=options.device, skip_broken=options.skip_broken
+        options.query,
+        options.gallery,
+        options.run,
+        device=options.device,
+        skip_broken=options.skip_broken,
+        index=options.index,
+        top=options.top,
     )
     for sentence in ranking.broken:
         print(f"left out: {printable(sentence)}", file=sys.stderr)
@@ -55,8 +62,8 @@ def _search(options: argparse.Namespace) -> int:
     if len(ranking.skipped) > _SKIPPED_SHOWN:
         print(f"skipped: and {len(ranking.skipped) - _SKIPPED_SHOWN} more", file=sys.stderr)
     print(f"query {printable(str(ranking.query))}")
-    print(f"gallery {printable(str(ranking.gallery))}, {len(ranking.names):,} images")
-    print(f"model {ranking.run}, {ranking.pretrained_on}; cosine distance\n")
+    print(f"gallery {printable(str(ranking.gallery))}, {ranking.n_gallery:,} images")
+    print(f"model {ranking.run}, {ranking.pretrained_on}; cosine distance, {DESCRIPTIONS[ranking.index]}\n")
     print(ranking.text(options.top))
     path = save_as(ranking.figure(options.top), options.out)
     print(
@@ -105,6 +112,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_device(search)
     search.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be decoded")
+
+    search.add_argument(
+        "--index",
+        choices=("exact", "faiss", "faiss-hnsw"),
+        default="exact",
+        help="default: exact; faiss gives the same first K, faiss-hnsw not all of them (both: make extras)",
+    )
 
     help = "print a run's configuration, provenance, versions and last epoch"
     show = commands.add_parser("show", help=help, description=help)

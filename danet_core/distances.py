@@ -30,6 +30,7 @@ KINDS: Mapping[str, str] = {
 }
 
 _BLOCK = 1024  # rows per block of the pairwise loop: 8 MiB of float64 distances at a time
+_COLUMNS = 8192  # rows of the second set at a time: 128 MiB of 2,048 float64 each
 _EXACT_BELOW = 1e-7  # squared distance / squared norms below which the difference of the two vectors is taken directly
 
 
@@ -132,18 +133,18 @@ class Plane:
     explained: Float[np.ndarray, " 2"]
 
 
-def normalise(feat: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
+def normalise(feat: Float[np.ndarray, "N D"], first: int = 0) -> Float[np.ndarray, "N D"]:
     """Rows of `feat` scaled to length 1, in float64; a row of zeros has no direction and stays zero.
 
-    Raises StudyError for a value that is not finite.
+    Raises StudyError for a value that is not finite, counting rows from `first`.
     """
     feat = feat.astype(np.float64)
     finite = np.isfinite(feat).all(axis=1)
     if not finite.all():
         row = int(np.flatnonzero(~finite)[0])
         raise StudyError(
-            f"feature row {row} holds a value that is not finite ({int((~finite).sum())} of {len(feat)} rows do); "
-            "the model that made it diverged: train it again with a lower learning rate"
+            f"feature row {first + row} holds a value that is not finite ({int((~finite).sum())} of {len(feat)} do);"
+            " the model that made it diverged: train it again with a lower learning rate"
         )
     # Scaling by the largest value first keeps the squares of very large and very small features in range.
     largest = np.abs(feat).max(axis=1, keepdims=True, initial=0.0)
@@ -155,7 +156,7 @@ def normalise(feat: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
 def distance_matrix(
     a: Float[np.ndarray, "A D"], b: Float[np.ndarray, "B D"], metric: Metric = "cosine"
 ) -> Float[np.ndarray, "A B"]:
-    """Distances of every row of `a` to every row of `b`, float64.
+    """Distances of every row of `a` to every row of `b`, float64; memory: the result, `a` in float64, and 1 GB.
 
     "cosine": 1 - cosine of the angle, in [0, 2]; lengths do not matter; a zero row is at distance 1 from everything.
     "euclidean": L2 norm of the difference of the rows as given (not normalised).
@@ -163,19 +164,26 @@ def distance_matrix(
     cancellation of |a|^2 + |b|^2 - 2ab, but recomputed from the difference.
     Raises StudyError for an unknown metric or a value that is not finite.
     """
-    if metric == "cosine":
-        a, b = normalise(a), normalise(b)
-        # For unit vectors 1 - cos = |a - b|^2 / 2; for a zero row it is 1 by the definition above.
-        zero = np.logical_or.outer(~a.any(axis=1), ~b.any(axis=1))  # (A, B)
-        return np.where(zero, 1.0, np.minimum(_squared_distances(a, b) / 2, 2.0))
+    if metric not in get_args(Metric):
+        raise StudyError(f"unknown distance {metric!r}; expected one of cosine, euclidean")
     if metric == "euclidean":
         for name, feat in (("a", a), ("b", b)):
             if not np.isfinite(feat).all():
                 raise StudyError(
                     f"feature set {name} holds a value that is not finite; the model that made it diverged"
                 )
-        return np.sqrt(_squared_distances(a.astype(np.float64), b.astype(np.float64)))
-    raise StudyError(f"unknown distance {metric!r}; expected one of cosine, euclidean")
+    a = normalise(a) if metric == "cosine" else a.astype(np.float64)
+    distances = np.empty((len(a), len(b)))
+    for start in range(0, len(b), _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        if metric == "euclidean":
+            distances[:, columns] = np.sqrt(_squared_distances(a, b[columns].astype(np.float64)))
+            continue
+        unit = normalise(b[columns], start)
+        # For unit vectors 1 - cos = |a - b|^2 / 2; for a zero row it is 1 by the definition above.
+        zero = np.logical_or.outer(~a.any(axis=1), ~unit.any(axis=1))  # (A, columns)
+        distances[:, columns] = np.where(zero, 1.0, np.minimum(_squared_distances(a, unit) / 2, 2.0))
+    return distances
 
 
 def distance_distributions(
@@ -238,10 +246,11 @@ def identity_claims(
     ids, label = np.unique(pids, return_inverse=True)
     if len(ids) < 2:
         raise StudyError(f"Figure 1's claim compares identities, and the features hold {len(ids)}; expected at least 2")
-    unit = normalise(feat)
     centres = np.zeros((2, len(ids), feat.shape[1]))  # (modality, P, D)
     images = np.zeros((2, len(ids)), dtype=np.int64)
-    np.add.at(centres, (modalities, label), unit)
+    for start in range(0, len(feat), _COLUMNS):
+        rows = slice(start, start + _COLUMNS)
+        np.add.at(centres, (modalities[rows], label[rows]), normalise(feat[rows], start))
     np.add.at(images, (modalities, label), 1)
     if not images.all():
         modality, row = (int(index[0]) for index in np.nonzero(images == 0))

@@ -242,11 +242,14 @@ def _queries(
     features: Features, feat: Float[np.ndarray, "n D"], store: PackedStore, config: RunConfig
 ) -> dict[str, Any]:
     infrared, visible = (np.flatnonzero(features.modalities == one) for one in (INFRARED, VISIBLE))
-    ignore, setting = None, "thermal_to_visible"
+    setting = "thermal_to_visible"
     if config.dataset.layout == "sysu":
         setting = "all_single"
         visible = visible[np.sort(_galleries(features, store, config)[setting][0])]
-        ignore = protocols.same_place(features.camids[infrared], features.camids[visible])
+
+    def ignore(rows: slice) -> np.ndarray:
+        return protocols.same_place(features.camids[infrared[rows]], features.camids[visible])  # none in RegDB
+
     sides = [Side(features.rows[side], feat[side], features.pids[side]) for side in (infrared, visible)]
     return {"setting": setting, **extreme_queries(sides[0], sides[1], ignore)}
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from danet_core.distances import distance_matrix
 from danet_core.files import StudyError
-from danet_core.ranking import rank_gallery
+from danet_core.ranking import RankedGallery, rank_gallery
 
 COUNT = 3  # queries at each end
 SHOWN = 10  # ranks of each
+_PAIRS = 2**25  # distances at a time, 256 MB: enough queries that the gallery is seldom brought to float64 anew
 
 
 class Side(NamedTuple):
@@ -24,15 +26,16 @@ class Side(NamedTuple):
     pids: Int[np.ndarray, " n"]
 
 
-def extreme_queries(query: Side, gallery: Side, ignore: Bool[np.ndarray, "Q G"] | None = None) -> dict[str, Any]:
+def extreme_queries(query: Side, gallery: Side, ignore: Callable[[slice], np.ndarray] | None = None) -> dict[str, Any]:
     """The COUNT queries of highest and of lowest average precision against one gallery, with their first SHOWN ranks.
 
     Cosine distance, ties by gallery index, without re-ranking. At each end a person is asked for once, by the query
     that is most extreme, and equal precisions stand in the order of the rows. Queries without a match are left out.
+    Memory: the gallery and a block of distances; of a query no more is kept than an entry.
 
     Args:
         query, gallery: both sides, with the feature that retrieval uses.
-        ignore: (Q, G) pairs that the protocol removes.
+        ignore: for a block of queries, the pairs (rows, G) that the protocol removes, True; None removes none.
 
     Returns:
         best and worst: lists of {row, ap (a fraction), n_right (matches in the gallery), ranked: {rows, distances,
@@ -40,16 +43,21 @@ def extreme_queries(query: Side, gallery: Side, ignore: Bool[np.ndarray, "Q G"] 
 
     Raises StudyError when no query has a match.
     """
-    distances = distance_matrix(query.feat, gallery.feat)
-    ranked = [
-        rank_gallery(distances[index], int(query.pids[index]), gallery.pids, None if ignore is None else ignore[index])
-        for index in range(len(query.rows))
-    ]
-    precision = np.array([one.average_precision for one in ranked])
+    entries: list[dict[str, Any]] = []
+    step = max(1, _PAIRS // max(1, len(gallery.rows)))
+    for start in range(0, len(query.rows), step):
+        rows = slice(start, min(start + step, len(query.rows)))
+        distances = distance_matrix(query.feat[rows], gallery.feat)
+        left_out = None if ignore is None else ignore(rows)
+        for at, index in enumerate(range(rows.start, rows.stop)):
+            pid, ignored = int(query.pids[index]), None if left_out is None else left_out[at]
+            ranked = rank_gallery(distances[at], pid, gallery.pids, ignored)
+            entries.append(_entry(int(query.rows[index]), ranked, gallery))
+    precision = [entry["ap"] for entry in entries]
     valid = [index for index in np.argsort(precision, kind="stable").tolist() if not math.isnan(precision[index])]
     if not valid:
         raise StudyError(
-            f"none of the {len(ranked)} queries has a match in the gallery; check that both name identities alike"
+            f"none of the {len(entries)} queries has a match in the gallery; check that both name identities alike"
         )
     worst_of: dict[int, int] = {}
     best_of: dict[int, int] = {}
@@ -58,20 +66,21 @@ def extreme_queries(query: Side, gallery: Side, ignore: Bool[np.ndarray, "Q G"] 
     for index in sorted(valid, key=lambda index: (-precision[index], index)):
         best_of.setdefault(int(query.pids[index]), index)
 
-    def entry(index: int) -> dict[str, Any]:
-        one = ranked[index]
-        return {
-            "row": int(query.rows[index]),
-            "ap": one.average_precision,
-            "n_right": int(one.right.sum()),
-            "ranked": {
-                "rows": gallery.rows[one.order[:SHOWN]].tolist(),
-                "distances": [round(float(value), 6) for value in one.distances[:SHOWN]],
-                "right": one.right[:SHOWN].tolist(),
-            },
-        }
-
     return {
-        "best": [entry(index) for index in list(best_of.values())[:COUNT]],
-        "worst": [entry(index) for index in list(worst_of.values())[:COUNT]],
+        "best": [entries[index] for index in list(best_of.values())[:COUNT]],
+        "worst": [entries[index] for index in list(worst_of.values())[:COUNT]],
+    }
+
+
+def _entry(row: int, ranked: RankedGallery, gallery: Side) -> dict[str, Any]:
+    """What the record keeps of one query, which is row `row` of the store."""
+    return {
+        "row": row,
+        "ap": ranked.average_precision,
+        "n_right": int(ranked.right.sum()),
+        "ranked": {
+            "rows": gallery.rows[ranked.order[:SHOWN]].tolist(),
+            "distances": [round(float(value), 6) for value in ranked.distances[:SHOWN]],
+            "right": ranked.right[:SHOWN].tolist(),
+        },
     }

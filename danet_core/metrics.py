@@ -92,25 +92,18 @@ def retrieval_metrics(
                 f"`ignore` must be a boolean array of distmat's shape {distmat.shape}, found {ignore.dtype}"
                 f" {ignore.shape}; give one entry per query-gallery pair"
             )
-    if distmat.dtype.kind == "f" and np.isnan(distmat).any():
-        query, image = np.argwhere(np.isnan(distmat))[0]
-        raise StudyError(
-            f"the distance between query {query} and gallery image {image} is NaN, which has no rank;"
-            " look for NaN in the features (a diverged run, or a division by zero)"
-        )
     members = np.ones((1, len(g_pids)), dtype=bool)
-    blocks = [
-        score_queries(
-            rank_order(distmat[rows], None if ignore is None else ignore[rows]), q_pids[rows], g_pids, members, cmc=cmc
-        )
-        for rows in query_blocks(len(q_pids), len(g_pids))
-    ]
+    blocks = []
+    for rows in query_blocks(len(q_pids), len(g_pids)):
+        _refuse_nan(distmat[rows], rows.start)
+        order = rank_order(distmat[rows], None if ignore is None else ignore[rows])
+        blocks.append(score_queries(order, q_pids[rows], g_pids, members, cmc=cmc))
     n_ranks = len(np.unique(g_pids)) if cmc == "identity" else len(g_pids)
     return average(join(blocks), 0, n_ranks)
 
 
-def query_blocks(n_query: int, n_gallery: int) -> Iterator[slice]:
-    """Slices of queries whose pairs with the gallery number at most about BLOCK, so that memory stays bounded.
+def query_blocks(n_query: int, n_gallery: int, pairs: int | None = None) -> Iterator[slice]:
+    """Slices of queries whose pairs with the gallery number at most `pairs`, or BLOCK; at least one query in each.
 
     Raises StudyError for an empty set of queries or gallery images.
     """
@@ -118,7 +111,7 @@ def query_blocks(n_query: int, n_gallery: int) -> Iterator[slice]:
         raise StudyError(
             f"there is nothing to rank: {n_query} queries against {n_gallery} gallery images; give at least one of each"
         )
-    step = max(1, BLOCK // n_gallery)
+    step = max(1, (BLOCK if pairs is None else pairs) // n_gallery)
     return (slice(start, min(start + step, n_query)) for start in range(0, n_query, step))
 
 
@@ -259,6 +252,15 @@ def as_ints(values: Any, name: str, length: int) -> np.ndarray:
     if length and values.dtype.kind not in "iu":
         raise StudyError(f"{name} must be integers, found {values.dtype}; convert them before the call")
     return values.astype(np.int64)
+
+
+def _refuse_nan(distances: np.ndarray, first_query: int) -> None:
+    if distances.dtype.kind == "f" and np.isnan(distances).any():
+        query, image = np.argwhere(np.isnan(distances))[0]
+        raise StudyError(
+            f"the distance between query {first_query + query} and gallery image {image} is NaN, which has no rank;"
+            " look for NaN in the features (a diverged run, or a division by zero)"
+        )
 
 
 def _ranks_of_matches(order: np.ndarray, at: np.ndarray, query: np.ndarray, weight: np.ndarray) -> np.ndarray:

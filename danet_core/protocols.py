@@ -5,6 +5,11 @@ counts. Each query ranks the whole pool of gallery images once; every trial and 
 so that the four settings of SYSU-MM01 with ten trials each cost about as much as one. Re-ranked distances depend on
 the gallery, and are computed for each trial apart.
 Features are multiplied in float32 (float64 if either side is float64), in blocks of queries, on the host.
+
+The distance matrix is streamed: the rows of one matrix product are settled by the size of the gallery alone, and they
+are ranked metrics.BLOCK pairs at a time, which changes no bit, since a query's ranking is its own. Against one product
+of everything, or another BLAS, the last bit of a distance may differ, and with it the order of images that rounding
+cannot tell apart. 100,000 queries and as many gallery images of 2,048 numbers: docs/SCALE_galleries.md.
 """
 
 from __future__ import annotations
@@ -39,6 +44,10 @@ SYSU_INFRARED = (3, 6)  # cameras of the queries
 SYSU_VISIBLE = (1, 2, 4, 5)  # cameras of the galleries; 1 and 2 are indoors
 SAME_PLACE = (3, 2)  # camera 3 is infrared and camera 2 visible, in the same room
 SEARCHES = {"all": SYSU_VISIBLE, "indoor": (1, 2)}  # cameras of the gallery
+# Rows of one matrix product: with fewer than 256 the time goes into reading the gallery, half of it with 20.
+_PRODUCT_PAIRS = 2**21
+_PRODUCT_ROWS = 256
+_WIDEST_PRODUCT = 2**26  # pairs, 256 MB of float32, which caps the rows beyond 262,144 gallery images
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,7 @@ def evaluate_sysu_settings(
         used = np.flatnonzero(trials.any(axis=0))  # ascending, so ties keep their order
         return _score(
             query,
-            _Images(pool.feat[used], pool.pids[used]),
+            pool if len(used) == len(pool.pids) else _Images(pool.feat[used], pool.pids[used]),
             trials[:, used],
             lambda rows: same_place(q_camids[rows], g_camids[used]),
             cmc="identity",
@@ -355,14 +364,15 @@ def chance_rank1(
     q_pids, g_pids = as_ints(q_pids, "q_pids", len(q_pids)), as_ints(g_pids, "g_pids", len(g_pids))
     q_camids, g_camids = as_ints(q_camids, "q_camids", len(q_pids)), as_ints(g_camids, "g_camids", len(g_pids))
     members = _members(galleries, len(g_pids), "the chance level")
-    pids, codes = np.unique(q_pids, return_inverse=True)
-    of_pid = (g_pids[:, None] == pids).astype(np.int64)  # (G, I)
+    pids, codes = np.unique(np.concatenate([q_pids, g_pids]), return_inverse=True)
+    q_codes, g_codes = codes[: len(q_pids)], codes[len(q_pids) :]
     shares = np.zeros((len(members), len(q_pids)))  # (T, Q)
     for at_one_place in (False, True):
         left = members & (g_camids != SAME_PLACE[1]) if at_one_place else members
         queries = np.flatnonzero((q_camids == SAME_PLACE[0]) == at_one_place)
-        share = (left.astype(np.int64) @ of_pid) / np.maximum(left.sum(axis=1, keepdims=True), 1)  # (T, I)
-        shares[:, queries] = share[:, codes[queries]]
+        of_pid = np.stack([np.bincount(g_codes[trial], minlength=len(pids)) for trial in left])  # (T, I)
+        share = of_pid / np.maximum(left.sum(axis=1, keepdims=True), 1)  # (T, I)
+        shares[:, queries] = share[:, q_codes[queries]]
     valid = (shares > 0).sum(axis=1)  # (T,)
     if not valid.all():
         raise StudyError(
@@ -456,25 +466,22 @@ def _score(
             f"query features have {query.feat.shape[1]} dimensions and gallery features {gallery.feat.shape[1]};"
             " both must come from the same model"
         )
-    blocks = query_blocks(len(query.pids), len(gallery.pids))
+    n_query, n_gallery = len(query.pids), len(gallery.pids)
+    products = query_blocks(n_query, n_gallery, max(_PRODUCT_PAIRS, min(_PRODUCT_ROWS * n_gallery, _WIDEST_PRODUCT)))
     if rerank is None:
         distances = _distances(query.feat, gallery.feat, distance)
     elif distance == "cosine":
         distances = reranked(query.feat, gallery.feat, **asdict(rerank)).__getitem__
     else:
         raise StudyError(f"re-ranking starts from the cosine distance, found {distance!r}; leave out one of the two")
-    return join(
-        [
-            score_queries(
-                rank_order(distances(rows), None if ignore is None else ignore(rows)),
-                query.pids[rows],
-                gallery.pids,
-                members,
-                cmc=cmc,
-            )
-            for rows in blocks
-        ]
-    )
+    scores = []
+    for product in products:
+        block = distances(product)
+        for part in query_blocks(len(block), n_gallery):
+            rows = slice(product.start + part.start, product.start + part.stop)
+            order = rank_order(block[part], None if ignore is None else ignore(rows))
+            scores.append(score_queries(order, query.pids[rows], gallery.pids, members, cmc=cmc))
+    return join(scores)
 
 
 def _distances(q_feat: np.ndarray, g_feat: np.ndarray, distance: Distance) -> Callable[[slice], np.ndarray]:
@@ -485,10 +492,10 @@ def _distances(q_feat: np.ndarray, g_feat: np.ndarray, distance: Distance) -> Ca
     mean, because a difference of squares cancels: float32 features far from the origin would be ranked by rounding.
     """
     if distance == "cosine":
-        q_part, g_part, offset = unit(q_feat), unit(g_feat), 0
+        g_part, centre, offset = unit(g_feat), np.zeros(1), 0
     elif distance == "euclidean":
         centre = g_feat.mean(axis=0, dtype=np.float64)
-        q_part, g_part = q_feat - centre, g_feat - centre
+        g_part = g_feat - centre
         offset = np.einsum("gd,gd->g", g_part, g_part) / 2
     else:
         raise StudyError(f"distance must be 'cosine' or 'euclidean', found {distance!r}")
@@ -496,7 +503,8 @@ def _distances(q_feat: np.ndarray, g_feat: np.ndarray, distance: Distance) -> Ca
     all_differ = bool((same == np.arange(len(same))).all())
 
     def distances(rows: slice) -> np.ndarray:
-        block = q_part[rows] @ g_part.T
+        q_part = unit(q_feat[rows]) if distance == "cosine" else q_feat[rows] - centre
+        block = q_part @ g_part.T
         np.subtract(offset, block, out=block)
         # A matrix product may round equal columns differently, by their place in it; equal features must tie.
         return block if all_differ else block[:, same]

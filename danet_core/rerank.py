@@ -10,12 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import psutil
 from jaxtyping import Float, Int
 from scipy import sparse
 
 from danet_core.files import StudyError
 
 _ROWS = 64  # queries at a time where pairs of images are listed, so that memory stays bounded
+_NUMBERS = 2**20  # of features, scaled at a time
 
 
 def rerank(
@@ -45,7 +47,8 @@ def rerank(
 
     Raises:
         StudyError (a ValueError): k1 or k2 below 1, lambda_value outside [0, 1], a feature that is not finite, or sides
-            that are empty or of different lengths D.
+            that are empty or of different lengths D; or less memory is left than the arrays of all pairs need
+            (`needed_memory`: 560 GB for 100,000 queries and as many gallery images).
     """
     if k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
         raise StudyError(
@@ -57,6 +60,7 @@ def rerank(
             f"re-ranking expects queries and gallery of the same number of dimensions, found {q_feat.shape} and"
             f" {g_feat.shape}; both must come from the same model"
         )
+    _refuse_too_many(len(q_feat), len(g_feat), np.result_type(q_feat, g_feat, np.float32).itemsize)
     feat = np.concatenate([q_feat, g_feat])
     if not np.isfinite(feat).all():
         raise StudyError("a feature to re-rank is NaN or infinite; the model that made it has diverged")
@@ -81,19 +85,51 @@ def rerank(
 
 
 def unit(feat: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
-    """Rows at unit length; a zero row stays zero (it is at right angles to everything)."""
-    # The largest value is taken out first, so that squares neither overflow nor vanish.
-    largest = np.abs(feat).max(axis=1, keepdims=True, initial=0)
-    scaled = feat / np.where(largest > 0, largest, 1)
-    length = np.linalg.norm(scaled, axis=1, keepdims=True)
-    scaled /= np.where(length > 0, length, 1)
+    """Rows at unit length; a zero row stays zero (it is at right angles to everything).
+
+    A row's result depends on that row alone. Memory: the result and a few MB, whatever N.
+    """
+    scaled = np.empty(feat.shape, feat.dtype)
+    step = max(1, _NUMBERS // max(1, feat.shape[1]))
+    for start in range(0, len(feat), step):
+        rows = slice(start, start + step)
+        # The largest value is taken out first, so that squares neither overflow nor vanish.
+        largest = np.abs(feat[rows]).max(axis=1, keepdims=True, initial=0)
+        np.divide(feat[rows], np.where(largest > 0, largest, 1), out=scaled[rows])
+        length = np.linalg.norm(scaled[rows], axis=1, keepdims=True)
+        scaled[rows] /= np.where(length > 0, length, 1)
     return scaled
 
 
 def first_equal(feat: Float[np.ndarray, "N D"]) -> Int[np.ndarray, " N"]:
     """(N,) for each row the index of the first row with the same bytes."""
-    seen: dict[bytes, int] = {}
-    return np.array([seen.setdefault(row.tobytes(), index) for index, row in enumerate(feat)])
+    # Rows of one hash are few and compared in full; kept as bytes, all rows would be a second copy of the features.
+    rows_of: dict[int, list[int]] = {}
+    result = np.empty(len(feat), dtype=np.int64)
+    for index, row in enumerate(feat):
+        content = row.tobytes()
+        firsts = rows_of.setdefault(hash(content), [])
+        equal = [first for first in firsts if feat[first].tobytes() == content]
+        result[index] = equal[0] if equal else index
+        firsts += [] if equal else [index]
+    return result
+
+
+def needed_memory(n_query: int, n_gallery: int, itemsize: int) -> int:
+    """Bytes that `rerank` needs for arrays of all pairs: one (N, N) of the features' precision, five (Q, G) of float64.
+
+    The sparse arrays, some kB an image, come on top.
+    """
+    return (n_query + n_gallery) ** 2 * itemsize + 5 * 8 * n_query * n_gallery
+
+
+def _refuse_too_many(n_query: int, n_gallery: int, itemsize: int) -> None:
+    needed, available = needed_memory(n_query, n_gallery, itemsize), psutil.virtual_memory().available
+    if needed > available:
+        raise StudyError(
+            f"re-ranking {n_query:,} queries with {n_gallery:,} gallery images needs {needed / 1e9:,.1f} GB of memory,"
+            f" and {available / 1e9:,.1f} GB are available; set `evaluation.rerank` to null, or take fewer images"
+        )
 
 
 def _similarity(feat: np.ndarray) -> np.ndarray:

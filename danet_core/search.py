@@ -24,10 +24,10 @@ from danet_core.augment import normalise
 from danet_core.config import Checkpoints, ConfigError, Dataset, Evaluation, RunConfig, Variant
 from danet_core.config import build as build_strictly
 from danet_core.crops import RankedImage, ranked_list
-from danet_core.distances import distance_matrix
 from danet_core.files import StudyError, read_json
 from danet_core.images import IMAGE_SUFFIXES, decode, load_rgb, natural_key
 from danet_core.model import DANet
+from danet_core.nearest import Index, nearest, require
 from danet_core.record import RunFolder, load_finished
 from danet_core.repro import deterministic, resolve_device
 from danet_core.style import StudyFigure
@@ -131,14 +131,16 @@ def describe(record: Any, path: Path) -> str:
 
 @dataclass(frozen=True)
 class Ranking:
-    """A gallery of G crops, nearest to the query first; equal distances in natural order of the names."""
+    """The R nearest of a gallery's G crops, nearest first; equal distances in natural order of the names."""
 
     query: Path
     gallery: Path
     run: str  # <data set>/<run>
     pretrained_on: str  # what its backbone weights come from, in words
-    names: tuple[str, ...]  # (G,) paths relative to the gallery, with forward slashes
-    distances: Float[np.ndarray, " G"]  # cosine distance, 0 to 2
+    index: Index  # what found them; "exact" finds all, R = G
+    n_gallery: int  # G
+    names: tuple[str, ...]  # (R,) paths relative to the gallery, with forward slashes
+    distances: Float[np.ndarray, " R"]  # cosine distance, 0 to 2
     skipped: tuple[str, ...]  # files of the gallery that are no images, and the query where it lies there
     broken: tuple[str, ...]  # a sentence for each image that cannot be decoded and was left out
 
@@ -158,7 +160,8 @@ class Ranking:
         first = list(zip(self.names, self.distances.tolist(), strict=True))[: min(top, DRAWN)]
         ranked = [RankedImage(printable(name), _picture(self.gallery / name), gap) for name, gap in first]
         query = RankedImage(printable("/".join(self.query.parts[-3:])), _picture(self.query))
-        title = f"The nearest {len(ranked)} of {len(self.names):,} crops\n{self.run}, {self.pretrained_on}"
+        nearly = ", approximately" if self.index == "faiss-hnsw" else ""
+        title = f"The nearest {len(ranked)} of {self.n_gallery:,} crops{nearly}\n{self.run}, {self.pretrained_on}"
         return ranked_list(query, ranked, title=title)
 
 
@@ -170,21 +173,26 @@ def search(
     runs: Path = RUNS,
     device: str = "auto",
     skip_broken: bool = False,
+    index: Index = "exact",
+    top: int = DRAWN,
 ) -> Ranking:
-    """Rank every crop below the folder `gallery` for the crop `query` by cosine distance of the run's test feature.
+    """Rank the crops below the folder `gallery` for the crop `query` by cosine distance of the run's test feature.
 
     query: an image file; when it lies in the gallery, the same file is left out there.
     gallery: a folder, searched with its sub-folders for jpg, png and bmp files.
     run: the folder of a trained run; None where there is only one below `runs`.
     skip_broken: leave out images that cannot be decoded, instead of failing at the first.
+    index: "exact" ranks every crop; "faiss" and "faiss-hnsw" (nearest.py) the first `top`, the latter not all rightly.
 
-    Raises StudyError: no such run, query or folder; no image in the folder; an image that cannot be decoded.
+    Raises StudyError: no such run, query or folder; no image in the folder; an image that cannot be decoded;
+    faiss is asked for and not installed.
     Source: cosine distance between test features, as in the study's evaluation (danet_core.protocols).
     """
     query, gallery = Path(query), Path(gallery)
     if not query.is_file():
         found = "a folder" if query.is_dir() else "nothing"
         raise StudyError(f"query {query}: expected an image file, found {found}; give the path of one crop")
+    require(index)  # before minutes of work
     root = find_run(run, runs)
     names, skipped = list_gallery(gallery)
     itself = [name for name in names if _same_file(query, gallery / name)]
@@ -201,15 +209,16 @@ def search(
         features, kept, broken = embed(model, [gallery / name for name in names], config, target, skip_broken)
     if not kept:
         raise StudyError(f"{gallery}: none of its {len(names)} images can be decoded, the first since {broken[0]}")
-    distances = distance_matrix(wanted, features)[0]
-    order = np.argsort(distances, kind="stable")
+    order, distances = nearest(wanted[0], features, len(features) if index == "exact" else top, index)
     return Ranking(
         query,
         gallery,
         f"{config.dataset.name}/{config.name}",
         _PRETRAINED_ON[config.dataset.recipe.weights],
+        index,
+        len(features),
         tuple(names[kept[i]] for i in order),
-        distances[order],
+        distances,
         (*(f"{name} (the query itself)" for name in itself), *skipped),
         tuple(broken),
     )

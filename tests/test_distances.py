@@ -274,3 +274,23 @@ def test_claims_hold_the_distances_between_centres_and_know_their_identities() -
     assert claims.row(8) == 1
     with pytest.raises(StudyError, match=r"identity 4 is not among the 3 test identities \(3 to 9\)"):
         claims.row(4)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 7, 100])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_blocks_of_the_second_set_give_the_same_distances(columns, metric, monkeypatch):
+    # Whole numbers in vectors of length 4: every product is exact, whatever its shape.
+    rng = np.random.default_rng(0)
+    a, b = (rng.choice([-1.0, 1.0], (n, 16)) for n in (9, 31))
+    b[3] = 0
+    whole = distance_matrix(a, b, metric)
+    monkeypatch.setattr(distances, "_COLUMNS", columns)
+    np.testing.assert_array_equal(distance_matrix(a, b, metric), whole)
+
+
+def test_a_value_that_is_not_finite_is_named_by_its_row_in_a_later_block_too(monkeypatch):
+    monkeypatch.setattr(distances, "_COLUMNS", 4)
+    feat = np.ones((9, 3))
+    feat[6, 1] = np.nan
+    with pytest.raises(StudyError, match="feature row 6 "):
+        distance_matrix(feat[:1], feat)

@@ -18,7 +18,7 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-CLUSTER_LOCK = (ROOT / "requirements-cluster.lock").read_text(encoding="utf-8")  # of the extra `cluster`, beside LOCK
+EXTRAS_LOCK = (ROOT / "requirements-extras.lock").read_text(encoding="utf-8")  # of all extras but `dev`, beside LOCK
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 MINIMUM = "3.11"
@@ -37,10 +37,10 @@ def entries(lock: str) -> dict[str, tuple[Requirement, list[str]]]:
     return found
 
 
-ENTRIES, CLUSTER_ENTRIES = entries(LOCK), entries(CLUSTER_LOCK)
+ENTRIES, EXTRA_ENTRIES = entries(LOCK), entries(EXTRAS_LOCK)
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 DIRECT = [Requirement(text) for text in (*PROJECT["project"]["dependencies"], *EXTRAS["dev"])]
-CLUSTER = [Requirement(text) for text in EXTRAS["cluster"]]
+OPTIONAL = [Requirement(text) for extra in EXTRAS.keys() - {"dev"} for text in EXTRAS[extra]]
 
 
 def locked_version(name: str) -> Version:
@@ -55,23 +55,23 @@ def test_every_direct_dependency_is_locked_within_its_bounds(requirement: Requir
     assert requirement.specifier.contains(locked_version(requirement.name))
 
 
-def test_the_extra_of_a_cluster_is_locked_with_the_versions_of_the_first_lock() -> None:
-    for requirement in CLUSTER:
-        (pin,) = CLUSTER_ENTRIES[canonicalize_name(requirement.name)][0].specifier
+def test_the_extras_are_locked_with_the_versions_of_the_first_lock() -> None:
+    for requirement in OPTIONAL:
+        (pin,) = EXTRA_ENTRIES[canonicalize_name(requirement.name)][0].specifier
         assert requirement.specifier.contains(pin.version), requirement.name
-    both = ENTRIES.keys() & CLUSTER_ENTRIES.keys()
+    both = ENTRIES.keys() & EXTRA_ENTRIES.keys()
     assert len(both) > 10
     for name in both:
-        assert ENTRIES[name][0].specifier == CLUSTER_ENTRIES[name][0].specifier, name
+        assert ENTRIES[name][0].specifier == EXTRA_ENTRIES[name][0].specifier, name
 
 
-def test_only_tests_and_those_who_ask_for_it_install_the_extra_of_a_cluster() -> None:
-    assert "ray" in CLUSTER_ENTRIES and "ray" not in ENTRIES
-    needing = re.findall(r"^([\w-]+):.*\$\(CLUSTER\)", MAKEFILE, re.M)
-    assert needing == ["cluster", "test"]
+def test_only_tests_and_those_who_ask_for_them_install_the_extras() -> None:
+    assert {"ray", "faiss-cpu"} <= EXTRA_ENTRIES.keys() - ENTRIES.keys()
+    needing = re.findall(r"^([\w-]+):.*\$\(EXTRAS\)", MAKEFILE, re.M)
+    assert needing == ["extras", "test"]
 
 
-@pytest.mark.parametrize("lock", [ENTRIES, CLUSTER_ENTRIES], ids=["requirements.lock", "requirements-cluster.lock"])
+@pytest.mark.parametrize("lock", [ENTRIES, EXTRA_ENTRIES], ids=["requirements.lock", "requirements-extras.lock"])
 def test_every_lock_entry_is_one_exact_version_with_sha256_hashes(
     lock: dict[str, tuple[Requirement, list[str]]],
 ) -> None:
@@ -82,7 +82,7 @@ def test_every_lock_entry_is_one_exact_version_with_sha256_hashes(
         assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", value) for value in hashes), name
 
 
-@pytest.mark.parametrize("lock", [LOCK, CLUSTER_LOCK], ids=["requirements.lock", "requirements-cluster.lock"])
+@pytest.mark.parametrize("lock", [LOCK, EXTRAS_LOCK], ids=["requirements.lock", "requirements-extras.lock"])
 def test_a_lock_names_no_address_and_no_file_of_a_machine(lock: str) -> None:
     assert "://" not in lock
     assert not re.search(r"^\s*(-i|-f|-e|--index-url|--extra-index-url|--find-links|--trusted-host)\b", lock, re.M)
@@ -139,14 +139,14 @@ def test_conda_users_get_the_lock_and_nothing_else() -> None:
 
 
 def test_every_import_of_the_project_is_a_direct_dependency() -> None:
-    distributions = {"PIL": "pillow", "yaml": "pyyaml"}
+    distributions = {"PIL": "pillow", "faiss": "faiss-cpu", "yaml": "pyyaml"}
     declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["project"]["dependencies"]}
+    optional = {"batch.py": {"ray", "rich"}, "nearest.py": {"faiss-cpu"}}  # what says how to install what it lacks
     own = set(PROJECT["tool"]["setuptools"]["packages"])
     pattern = re.compile(r"^\s*(?:import|from)\s+([A-Za-z_]\w*)", re.M)
-    extra = {canonicalize_name(requirement.name) for requirement in CLUSTER}
     for package in own:
         for path in (ROOT / package).glob("*.py"):
-            allowed = declared | extra if path == ROOT / "tools/batch.py" else declared
+            allowed = declared | optional.get(path.name, set())
             # Sentences of docstrings may begin with "from"; only lines that are code count.
             code = re.sub(r'"""[\s\S]*?"""', "", path.read_text(encoding="utf-8"))
             for name in pattern.findall(code):

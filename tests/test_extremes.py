@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from danet_core import extremes
 from danet_core.extremes import COUNT, SHOWN, Side, extreme_queries
 from danet_core.files import StudyError
 from danet_core.metrics import retrieval_metrics
@@ -32,7 +33,7 @@ def precisions(query: Side, gallery: Side, ignore: np.ndarray) -> np.ndarray:
 def test_they_are_the_extremes_of_average_precision_with_one_query_for_each_person():
     query, gallery = sides()
     ignore = np.random.default_rng(1).random((40, 60)) < 0.2
-    found, expected = extreme_queries(query, gallery, ignore), precisions(query, gallery, ignore)
+    found, expected = extreme_queries(query, gallery, ignore.__getitem__), precisions(query, gallery, ignore)
     for end, pick in (("best", max), ("worst", min)):
         of_person = sorted((pick(expected[query.pids == pid]) for pid in np.unique(query.pids)), reverse=end == "best")
         assert [one["ap"] for one in found[end]] == pytest.approx(of_person[:COUNT])
@@ -46,7 +47,7 @@ def test_each_shows_its_nearest_gallery_images_and_never_an_ignored_one():
     query, gallery = sides()
     ignore = np.zeros((40, 60), dtype=bool)
     ignore[:, ::3] = True
-    for one in [one for end in extreme_queries(query, gallery, ignore).values() for one in end]:
+    for one in [one for end in extreme_queries(query, gallery, ignore.__getitem__).values() for one in end]:
         ranked, row = one["ranked"], one["row"] - 100
         images = np.array(ranked["rows"]) - 500
         assert len(images) == SHOWN and not (images % 3 == 0).any()
@@ -59,6 +60,20 @@ def test_equal_queries_stand_in_the_order_of_their_rows():
     feat, pids = np.eye(4), np.arange(4)
     found = extreme_queries(Side(pids, feat, pids), Side(10 + pids, feat, pids))
     assert [one["row"] for one in found["best"]] == [one["row"] for one in found["worst"]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("queries_at_a_time", [1, 2, 7, 41])
+def test_blocks_of_queries_give_the_same_extremes(queries_at_a_time, monkeypatch):
+    # Whole numbers in unit vectors of length 2: every distance is exact, whatever the shape of the product.
+    rng = np.random.default_rng(2)
+    query, gallery = (
+        Side(side.rows, rng.choice([-1.0, 1.0], (len(side.rows), 16)), side.pids)
+        for side in sides(queries=41, images=60)
+    )
+    ignore = rng.random((41, 60)) < 0.2
+    whole = extreme_queries(query, gallery, ignore.__getitem__)
+    monkeypatch.setattr(extremes, "_PAIRS", 60 * queries_at_a_time)
+    assert extreme_queries(query, gallery, ignore.__getitem__) == whole
 
 
 def test_what_it_gives_is_plain_json():

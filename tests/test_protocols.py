@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import json
 import random
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from danet_core import metrics, protocols
@@ -267,6 +268,11 @@ def test_a_zero_feature_is_ranked_and_not_an_error() -> None:
     assert result.mean["cmc1"] == 1
 
 
+def assert_same_bits(found: ProtocolResult, expected: ProtocolResult) -> None:
+    for name, value in vars(expected).items():
+        np.testing.assert_array_equal(getattr(found, name), value)
+
+
 @pytest.mark.parametrize("name", ["sysu_mini"])
 def test_perfect_features_score_one_in_every_setting(name: str) -> None:
     arrays, _ = golden(name)
@@ -290,6 +296,68 @@ def test_blocks_of_queries_give_the_same_scores_as_one(monkeypatch: pytest.Monke
     whole = protocols.evaluate_sysu(*sides, galleries)
     monkeypatch.setattr(metrics, "BLOCK", 7 * 460)
     assert_equal_results(protocols.evaluate_sysu(*sides, galleries), whole)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    product=st.sampled_from([1, 2, 5, 29, 100]),
+    block=st.sampled_from([1, 2, 5, 29, 100]),
+    ties=st.booleans(),
+    distance=st.sampled_from(["cosine", "euclidean"]),
+)
+@settings(max_examples=20)
+def test_a_streamed_distance_matrix_gives_the_bits_of_the_whole_one(
+    seed: int, product: int, block: int, ties: bool, distance: Any
+) -> None:
+    # Coordinates of 1 and -1 in 16 dimensions: unit vectors of quarters, and 32 images whose mean has 5 binary digits,
+    # so that every product is exact and a bit that differs is an error of the blocks. `product` and `block` count rows.
+    rng = np.random.default_rng(seed)
+    q_feat, g_feat = (rng.choice(np.float32([-1, 1]), (n, 16)) for n in (29, 32))
+    g_feat = g_feat[rng.integers(0, 6, 32)] if ties else g_feat
+    q_pids, g_pids = rng.integers(0, 5, 29), rng.integers(0, 4, 32)
+    q_camids, g_camids = rng.choice([3, 6], 29), rng.choice([1, 2, 4, 5], 32)
+    q_pids[:5], q_camids[:5] = np.arange(5), 6  # a match in every gallery
+    galleries = rng.permutation(32).reshape(4, 8)  # of all images, for the sake of the mean
+
+    def scores() -> list[ProtocolResult]:
+        sides = q_feat, q_pids, q_camids, g_feat, g_pids, g_camids
+        return [
+            protocols.evaluate_sysu(*sides, galleries, distance=distance),
+            protocols.evaluate_regdb(q_feat, q_pids, g_feat, g_pids, distance=distance),
+        ]
+
+    whole = scores()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocols, "_PRODUCT_PAIRS", 1)
+        patch.setattr(protocols, "_PRODUCT_ROWS", product)
+        patch.setattr(metrics, "BLOCK", 32 * block)
+        for found, expected in zip(scores(), whole, strict=True):
+            assert_same_bits(found, expected)
+
+
+@given(seed=st.integers(0, 2**32 - 1), block=st.sampled_from([1, 2, 5, 29, 100]))
+@settings(max_examples=10)
+def test_the_block_that_is_ranked_at_once_changes_no_bit_of_any_score(seed: int, block: int) -> None:
+    rng = np.random.default_rng(seed)
+    q_feat, g_feat = (rng.standard_normal((n, 33), dtype=np.float32) for n in (29, 40))
+    q_pids, g_pids = np.arange(29) % 6, np.arange(40) % 5
+    whole = protocols.evaluate_regdb(q_feat, q_pids, g_feat, g_pids)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "BLOCK", 40 * block)
+        assert_same_bits(protocols.evaluate_regdb(q_feat, q_pids, g_feat, g_pids), whole)
+
+
+def test_a_large_gallery_takes_the_memory_of_its_features_and_a_block_not_of_the_distance_matrix() -> None:
+    rng = np.random.default_rng(0)
+    feat, pids = rng.standard_normal((20_000, 8), dtype=np.float32), np.arange(20_000) % 5_000
+    tracemalloc.start()
+    try:
+        protocols.evaluate_regdb(feat[:600], pids[:600], feat, pids)
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    product, ranking = 4 * 256 * 20_000, 8 * metrics.BLOCK
+    assert taken < 2 * product + 6 * ranking < 4 * 600 * 20_000 * 4
 
 
 def test_inputs_are_unchanged_and_tensors_score_as_arrays_do() -> None:

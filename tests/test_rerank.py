@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import tracemalloc
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -144,6 +146,26 @@ def test_images_that_are_all_equal_have_no_nan() -> None:
     found = rerank(feat[:2], feat[2:], 3, 2, 0.3)
     assert np.isfinite(found).all()
     assert (found >= 0).all() and (found <= 1).all()
+
+
+def test_what_needs_more_memory_than_is_left_is_refused_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = np.lib.stride_tricks.as_strided(np.ones(4, np.float32), (100_000, 4), (0, 4))  # 16 bytes
+    monkeypatch.setattr(rerank_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=24 * 10**9))
+    words = "100,000 queries with 100,000 gallery images needs 560.0 GB of memory, and 24.0 GB are available"
+    with pytest.raises(StudyError, match=words):
+        rerank(many, many, 20, 6, 0.3)
+    rerank(many[:9], many[:9], 20, 6, 0.3)
+
+
+def test_the_memory_it_says_is_what_it_takes() -> None:
+    feat = people(5, 2400, 0).astype(np.float32)
+    tracemalloc.start()
+    try:
+        rerank(feat[:800], feat[800:], 20, 6, 0.3)
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 1 <= taken / rerank_module.needed_memory(800, 1600, 4) < 1.5
 
 
 ONES = np.ones((2, 3))

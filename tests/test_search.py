@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -311,6 +312,32 @@ def test_the_command_prints_the_first_ranks_and_saves_their_picture(one: Trained
     assert "skipped: notes.txt" in printed.err
     with Image.open(out) as picture:
         assert picture.format == "PNG" and len(np.unique(np.asarray(picture))) > 50
+
+
+@pytest.mark.skipif(importlib.util.find_spec("faiss") is None, reason="faiss is not installed: make extras")
+@pytest.mark.parametrize("index", ["faiss", "faiss-hnsw"])
+def test_a_faiss_index_finds_the_first_ranks_and_the_command_says_which_is_approximate(
+    one: Trained, gallery: Path, tmp_path: Path, capsys: Any, index: str
+) -> None:
+    arguments = ["--query", str(query_of(one)), "--gallery", str(gallery), "--run", str(one.run), "--device", "cpu"]
+    assert main(["search", *arguments, "--out", str(tmp_path / "a.png"), "--top", "2", "--index", index]) == 0
+    printed = capsys.readouterr().out
+    assert "gallery" in printed and "3 images" in printed
+    assert ("its recall is not 1" in printed) == (index == "faiss-hnsw")
+    found, expected = ranked(one, gallery, index=index, top=2), ranked(one, gallery)
+    assert found.names == expected.names[:2] and found.n_gallery == 3
+    assert all(name in printed for name in found.names)
+    np.testing.assert_allclose(found.distances, expected.distances[:2], rtol=0, atol=1e-12)
+
+
+def test_an_index_without_its_package_is_refused_before_anything_is_read(
+    one: Trained, gallery, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    arguments = ["--query", str(query_of(one)), "--gallery", str(gallery), "--run", str(tmp_path / "no run")]
+    assert main(["search", *arguments, "--out", str(tmp_path / "a.png"), "--index", "faiss"]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "the index faiss needs the package faiss" in message
 
 
 def test_the_command_says_what_is_wrong_in_one_line_and_leaves_no_picture(

@@ -94,7 +94,7 @@ def test_without_ray_one_sentence_says_how_to_install_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert batch.main([]) == 1
-    assert re.fullmatch(r"error: .* needs ray, .*`make cluster`, or `pip install .*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"error: .* needs ray, .*`make extras`, or `pip install .*\n", capsys.readouterr().err)
 
 
 # ---------------------------------------------------------------- what a run executes
@@ -210,7 +210,7 @@ def test_the_hours_and_costs_in_the_document_follow_from_its_assumptions() -> No
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Two Ray nodes of one CPU each on this machine; the second is the one to lose."""
-    pytest.importorskip("ray", reason="Ray is not installed: make cluster")
+    pytest.importorskip("ray", reason="Ray is not installed: make extras")
     from ray.cluster_utils import Cluster
 
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # a socket's path has 107 characters at most

@@ -39,7 +39,7 @@ PAUSE = 20.0  # seconds before a run's second attempt, twice that before its thi
 SUMMARY = 60.0  # seconds between two lines on what is running, where there is no terminal to draw a table on
 STORE = 100 * 2**20  # bytes of Ray's object store on this machine; what tasks exchange here is a sentence
 EPOCH = re.compile(r"^epoch +(\d+)/(\d+) ", re.MULTILINE)
-INSTALL = "`make cluster`, or `pip install --require-hashes -r requirements-cluster.lock`, installs it"
+INSTALL = "`make extras`, or `pip install --require-hashes -r requirements-extras.lock`, installs it"
 
 
 @dataclasses.dataclass(frozen=True)
