@@ -75,6 +75,7 @@ def build(feat: Float[np.ndarray, "G D"], index: Index, count: int) -> Any:
     import faiss
 
     dimensions = feat.shape[1]
+    built: Any
     if index == "faiss":
         built = faiss.IndexFlatIP(dimensions)
     else:
