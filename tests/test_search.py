@@ -286,6 +286,7 @@ def test_a_shown_run_has_every_number_of_its_record_but_the_earlier_epochs(one: 
     record = json.loads((one.run / "record.json").read_text())
     assert rows["dataset.image.height"] == "32" and rows["dataset.recipe.test_feature"] == "after_bn"
     assert rows["dataset.recipe.augment.mean"] == "0.485, 0.456, 0.406"
+    assert record["provenance"].pop("processes") == [1] and rows["processes"] == "1"
     assert {rows[key] for key in record["provenance"]} == set(record["provenance"].values())
     assert rows["libraries.torch"] == record["versions"]["libraries"]["torch"]
     assert float(rows["L_cc"]) == pytest.approx(record["history"][-1]["L_cc"], rel=1e-5)
