@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fixtures.params import embedded
 
 from danet_core.config import ConfigError, load_study
 
@@ -18,9 +19,9 @@ def edited(tmp_path: Path):
     """Write params.yaml with one piece of text replaced, and return its path."""
 
     def edit(old: str, new: str) -> Path:
-        text = PARAMS.read_text(encoding="utf-8")
+        path = embedded(tmp_path / "params.yaml")
+        text = path.read_text(encoding="utf-8")
         assert old in text
-        path = tmp_path / "params.yaml"
         path.write_text(text.replace(old, new, 1), encoding="utf-8")
         return path
 

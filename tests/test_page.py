@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from fixtures.params import embedded
 from fixtures.records import edit, metrics, write_records, write_runs
 
 from danet_core import page, report, scores
@@ -70,15 +71,14 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def study() -> Study:
-    return load_study(ROOT / "params.yaml")
+def study(tmp_path: Path) -> Study:
+    return load_study(embedded(tmp_path / "params.yaml"))
 
 
 @pytest.fixture
 def root(tmp_path: Path, study: Study) -> Path:
     """A project after `dvc repro`: params.yaml, paper's tables, records, runs and pictures of both embedded sets."""
     shutil.copytree(ROOT / "results" / "paper", tmp_path / "results" / "paper")
-    shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
     for dataset in study.study.datasets:
         write_records(tmp_path, dataset, study)
         write_runs(tmp_path, dataset, study)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import re
@@ -18,9 +19,10 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from fixtures.params import embedded
 from test_pipeline import copy_project, edit, shrink
 
-from danet_core.config import load_study
+from danet_core.config import Study, load_study
 from danet_core.evaluate import evaluate
 from danet_core.files import StudyError
 from tests.fixtures.faults import packed_project
@@ -31,7 +33,6 @@ from tools.strip import strip
 from tools.trials import stale
 
 ROOT = Path(__file__).parent.parent
-STUDY = load_study(ROOT / "params.yaml")
 EPOCHS = 40
 
 
@@ -65,8 +66,13 @@ def some_runs(project: Path) -> list[Run]:
 # ---------------------------------------------------------------- which runs
 
 
-def test_runs_are_all_combinations_and_a_set_of_one_split_has_trial_1_only() -> None:
-    found = chosen_runs(STUDY, ["synth_sysu", "synth_regdb"], ["baseline", "b_cc"], [1], [0])
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return load_study(embedded(tmp_path / "params.yaml"))
+
+
+def test_runs_are_all_combinations_and_a_set_of_one_split_has_trial_1_only(study: Study) -> None:
+    found = chosen_runs(study, ["synth_sysu", "synth_regdb"], ["baseline", "b_cc"], [1], [0])
     assert found == [
         (dataset, variant, 1, 0) for dataset in ("synth_sysu", "synth_regdb") for variant in ("baseline", "b_cc")
     ]
@@ -84,9 +90,11 @@ def test_runs_are_all_combinations_and_a_set_of_one_split_has_trial_1_only() -> 
     ],
     ids=["data set", "trials", "seeds", "variant not listed", "no such variant", "no such data set"],
 )
-def test_a_run_that_the_pipeline_does_not_know_is_refused_with_the_key_to_set(lists: Any, words: str) -> None:
+def test_a_run_that_the_pipeline_does_not_know_is_refused_with_the_key_to_set(
+    study: Study, lists: Any, words: str
+) -> None:
     with pytest.raises(StudyError, match=words):
-        chosen_runs(STUDY, *lists)
+        chosen_runs(study, *lists)
 
 
 def test_without_ray_one_sentence_says_how_to_install_it(
@@ -186,12 +194,12 @@ def test_a_run_whose_code_was_edited_meanwhile_is_not_entered_in_dvc_lock(projec
 # ---------------------------------------------------------------- the document
 
 
-def test_the_hours_and_costs_in_the_document_follow_from_its_assumptions() -> None:
+def test_the_hours_and_costs_in_the_document_follow_from_its_assumptions(study: Study) -> None:
     text = (ROOT / "docs/SCALE.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| (.*) \|$", text, re.MULTILINE)
     assert len(rows) == 6
     assert "60 s" in text and "$3 an hour" in text
-    of = {name: STUDY.dataset(name).recipe for name in ("sysu", "regdb")}
+    of = {name: study.dataset(name).recipe for name in ("sysu", "regdb")}
     for ms, seeds, number, cells in rows:
         lasts = {name: recipe.epochs * recipe.steps_per_epoch * int(ms) / 1000 + 60 for name, recipe in of.items()}
         runs = [lasts["sysu"]] * 4 * int(seeds) + [lasts["regdb"]] * 40 * int(seeds)
@@ -205,6 +213,13 @@ def test_the_hours_and_costs_in_the_document_follow_from_its_assumptions() -> No
 
 
 # ---------------------------------------------------------------- a cluster
+
+
+@pytest.fixture
+def ended() -> Iterator[contextlib.ExitStack]:
+    """Takes what has to be called at the test's end, however it ends."""
+    with contextlib.ExitStack() as stack:
+        yield stack
 
 
 @pytest.fixture
@@ -242,6 +257,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         shutil.rmtree(folder, ignore_errors=True)  # a process that is about to end may still write its log
 
 
+LONG = 300  # seconds; without an end, a cluster that lost its way would hold up every other test
+
+
 def text_of(project: Path, seed: int) -> str:
     path = project / f"build/batch/synth_sysu/baseline-t1-s{seed}.log"
     return path.read_text(encoding="utf-8") if path.exists() else ""
@@ -249,7 +267,7 @@ def text_of(project: Path, seed: int) -> str:
 
 @pytest.mark.skipif(os.name != "posix", reason="Ray's clusters are tested on POSIX")
 def test_a_node_killed_in_mid_run_costs_no_run_and_no_epoch_twice_and_changes_no_result(
-    project: Path, cluster: Any, tmp_path: Path
+    project: Path, cluster: Any, tmp_path: Path, ended: contextlib.ExitStack
 ) -> None:
     (lost,) = cluster.worker_nodes
     raylet = lost.all_processes["raylet"][0].process.pid
@@ -263,16 +281,18 @@ def test_a_node_killed_in_mid_run_costs_no_run_and_no_epoch_twice_and_changes_no
     output = tmp_path / "output"
     with output.open("w") as stream:
         process = subprocess.Popen(command, cwd=project, env=environment, stdout=stream, stderr=stream)
-    victim = None
+    ended.callback(process.kill)
+    victim, deadline = None, time.monotonic() + LONG
     while victim is None:
         assert process.poll() is None, output.read_text()
         for seed in range(3):
             trains = re.search(r"process (\d+)\n[^@]*\nepoch ", text_of(project, seed))
             if trains and psutil.Process(int(trains[1])).ppid() == raylet:
                 victim = seed
+        assert time.monotonic() < deadline, f"no training began on the second node\n{output.read_text()}"
         time.sleep(0.05)
     cluster.remove_node(lost, allow_graceful=False)
-    assert process.wait() == 0, output.read_text()
+    assert process.wait(LONG) == 0, output.read_text()
 
     # Each stage was finished once, and started once but for the training that was lost, which began no epoch anew.
     starts, ends = Counter[str](), Counter[str]()
