@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from danet_core.distances import distance_matrix
+from danet_core.distances import Metric, distance_matrix
 from danet_core.files import StudyError
 from danet_core.ranking import rank_gallery
 
@@ -24,15 +24,18 @@ class Side(NamedTuple):
     pids: Int[np.ndarray, " n"]
 
 
-def extreme_queries(query: Side, gallery: Side, ignore: Bool[np.ndarray, "Q G"] | None = None) -> dict[str, Any]:
+def extreme_queries(
+    query: Side, gallery: Side, ignore: Bool[np.ndarray, "Q G"] | None = None, metric: Metric = "cosine"
+) -> dict[str, Any]:
     """The COUNT queries of highest and of lowest average precision against one gallery, with their first SHOWN ranks.
 
-    Cosine distance, ties by gallery index, without re-ranking. At each end a person is asked for once, by the query
+    Ties by gallery index, without re-ranking. At each end a person is asked for once, by the query
     that is most extreme, and equal precisions stand in the order of the rows. Queries without a match are left out.
 
     Args:
         query, gallery: both sides, with the feature that retrieval uses.
         ignore: (Q, G) pairs that the protocol removes.
+        metric: the distance, "cosine" or "euclidean" between the features as they are.
 
     Returns:
         best and worst: lists of {row, ap (a fraction), n_right (matches in the gallery), ranked: {rows, distances,
@@ -40,7 +43,7 @@ def extreme_queries(query: Side, gallery: Side, ignore: Bool[np.ndarray, "Q G"] 
 
     Raises StudyError when no query has a match.
     """
-    distances = distance_matrix(query.feat, gallery.feat)
+    distances = distance_matrix(query.feat, gallery.feat, metric)
     ranked = [
         rank_gallery(distances[index], int(query.pids[index]), gallery.pids, None if ignore is None else ignore[index])
         for index in range(len(query.rows))
