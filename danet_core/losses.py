@@ -380,7 +380,7 @@ def _check_shapes(
             )
 
 
-def _check_reading(gradient: Gradient, direction: Direction, averaged: bool) -> None:
+def _check_reading(gradient: str, direction: str, averaged: bool) -> None:
     for name, value, words in (("gradient", gradient, Gradient), ("direction", direction, Direction)):
         if value not in get_args(words):
             raise StudyError(f"{name} must be one of {', '.join(get_args(words))}, found {value!r}")
