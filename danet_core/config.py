@@ -26,6 +26,8 @@ from danet_core.files import StudyError
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]  # precision.py says what they are
 BatchNorm = Literal["global", "per_process"]  # Team.network in parallel.py says what they do
+Streams = Literal["one", "two", "zero_padding"]  # how images enter the network; backbone.py says what they are
+Pooling = Literal["average", "max", "gem"]  # model.pool says what they are
 
 
 class ConfigError(StudyError):
@@ -34,11 +36,17 @@ class ConfigError(StudyError):
 
 @dataclasses.dataclass(frozen=True)
 class CrossModalityCenter:
-    """CC, Eq. 3, and its weight in Eq. 6."""
+    """CC, Eq. 3, or Eq. 1 or Eq. 2 in its place, and its weight in Eq. 6.
+
+    `negatives` and `center_gradient` are readings of Eq. 3; Eq. 1 and Eq. 2 have no centre.
+    """
 
     lambda_1: float
     margin: float
+    equation: Literal[1, 2, 3]
     negatives: Literal["anchor", "center"]
+    features: Literal["before_bn", "after_bn", "normalised"]
+    center_gradient: bool
 
     def __post_init__(self) -> None:
         _require(self.lambda_1 > 0, "lambda_1", self.lambda_1, "a weight above 0 (a variant without CC has `cc: null`)")
@@ -47,10 +55,13 @@ class CrossModalityCenter:
 
 @dataclasses.dataclass(frozen=True)
 class MutualLearning:
-    """ML, Eq. 4 and Eq. 5, and their weights in the total loss."""
+    """ML, Eq. 4 and Eq. 5, and their weights in the total loss; a lambda_2 of 0 is Eq. 4 alone."""
 
     lambda_2: float
     lambda_sid: float
+    gradient: Literal["both", "own", "foreign"]
+    direction: Literal["foreign_own", "own_foreign"]
+    foreign_average: float
 
     def __post_init__(self) -> None:
         _require(self.lambda_2 >= 0, "lambda_2", self.lambda_2, "a weight of at least 0")
@@ -60,6 +71,11 @@ class MutualLearning:
             self.lambda_sid,
             "a weight above 0: without L_sid C_v and C_r stay untrained",
         )
+        average = self.foreign_average
+        _require(0 <= average < 1, "foreign_average", average, "a momentum from 0 (no average) to below 1")
+        taught = average == 0 or self.gradient != "foreign"
+        _require(taught, "gradient", self.gradient, "both or own: an averaged foreign classifier is fixed")
+        _require(average == 0 or self.lambda_2 > 0, "foreign_average", average, "0 where lambda_2 is 0, L_M left out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +88,13 @@ class Modules:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One row of Table 3."""
+    """One row of Table 3, or one of the base methods of Table 1."""
 
     label: str
     cc: CrossModalityCenter | None
     ml: MutualLearning | None
     epochs_factor: int
+    streams: Streams
 
     def __post_init__(self) -> None:
         _require(self.epochs_factor >= 1, "epochs_factor", self.epochs_factor, "a whole number of at least 1")
@@ -85,12 +102,13 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Flip, random erasing and normalisation of a batch."""
+    """Flip, padding with a random crop, random erasing and normalisation of a batch."""
 
     flip: float
     erase: float
     erase_area: tuple[float, float]
     erase_ratio: tuple[float, float]
+    pad_crop: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -102,6 +120,7 @@ class Augment:
         _require(0 < low <= high < 1, "erase_area", self.erase_area, "two shares of the image, 0 < low <= high < 1")
         low, high = self.erase_ratio
         _require(0 < low <= high, "erase_ratio", self.erase_ratio, "two ratios, 0 < low <= high")
+        _require(self.pad_crop >= 0, "pad_crop", self.pad_crop, "a whole number of pixels of at least 0")
         _require(min(self.std) > 0, "std", self.std, "three numbers above 0")
 
 
@@ -122,6 +141,8 @@ class Recipe:
     decay: float
     augment: Augment
     test_feature: Literal["before_bn", "after_bn"]
+    pooling: Pooling
+    gem_exponent: float
     precision: Precision
     channels_last: bool
     compile: bool
@@ -137,6 +158,7 @@ class Recipe:
             self.ids_per_batch,
             "at least 2 identities, else no loss has a negative",
         )
+        _require(self.gem_exponent >= 1, "gem_exponent", self.gem_exponent, "an exponent of at least 1, the average")
         _require(self.lr > 0, "lr", self.lr, "a learning rate above 0")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "a number of at least 0")
         _require(0 < self.decay <= 1, "decay", self.decay, "a factor above 0 and at most 1")
@@ -309,13 +331,16 @@ class Rerank:
 class Evaluation:
     """What is fixed in the evaluation protocols.
 
-    `galleries` is how SYSU-MM01's galleries are drawn: from the authors' rand_perm_cam.mat, or as the AGW code base
-    does (protocols.random_seed_galleries). Scores of the two cannot be compared, so records name the second.
+    `metric` is the distance images are ranked by: cosine, or euclidean between the features as they are. Figure 1's
+    share and the modality probe look at unit vectors always. `galleries` is how SYSU-MM01's galleries are drawn: from
+    the authors' rand_perm_cam.mat, or as the AGW code base does (protocols.random_seed_galleries). Scores that differ
+    in one of them cannot be compared, so records name what is not the default.
     """
 
     trials: int
     ranks: int
     batch_size: int
+    metric: Literal["cosine", "euclidean"]
     galleries: Literal["rand_perm", "random_seed"]
     rerank: Rerank | None
 
@@ -323,6 +348,8 @@ class Evaluation:
         _require(1 <= self.trials <= 10, "trials", self.trials, "1 to 10, the random galleries there are")
         _require(self.ranks >= 20, "ranks", self.ranks, "at least 20, the last rank in the tables")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        alone = self.rerank is None or self.metric == "cosine"
+        _require(alone, "metric", self.metric, "cosine, which re-ranking starts from, or `rerank: null`")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -445,7 +472,7 @@ class RunConfig:
         return _plain(
             {
                 "dataset": {key: dataset[key] for key in ("name", "layout", "image", "train_splits", "recipe")},
-                "variant": {"name": self.variant_name, **{key: variant[key] for key in ("cc", "ml", "epochs_factor")}},
+                "variant": {"name": self.variant_name, **{key: variant[key] for key in variant if key != "label"}},
                 "trial": self.trial,
                 "seed": self.seed,
             }
@@ -616,6 +643,14 @@ def _check_switches(study: Study, path: Path) -> None:
         values = getattr(study.study, key)
         if len(set(values)) != len(values):
             raise ConfigError(f"{path}: study.{key} names a value twice ({list(values)}); each may stand once")
+    models: dict[Variant, str] = {}
+    for name in study.study.variants:
+        model = dataclasses.replace(_lookup(study.variants, name, "variant", "variants"), label="")
+        twin = models.setdefault(model, name)
+        if twin != name:
+            raise ConfigError(
+                f"{path}: study.variants lists {twin} and {name}, which train the same model; remove one of the two"
+            )
     for dataset in study.study.datasets:
         trials = (1,) if study.dataset(dataset).layout == "sysu" else study.study.trials
         for variant in study.study.variants:
@@ -625,6 +660,12 @@ def _check_switches(study: Study, path: Path) -> None:
 
 
 def _check_readings(study: Study, path: Path) -> None:
+    """Check the rows where `dvc repro` uses them; `Study.reading` does where anything else does.
+
+    Rows that nothing runs are left alone: another number of the study may make one senseless, and be right.
+    """
+    if not study.readings.run and not study.readings.table:
+        return
     for seed in study.readings.seeds:
         for name in study.readings.rows:
             study.reading(name, seed)
@@ -671,7 +712,7 @@ def build(kind: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         return _build_union(arguments, value, where)
     if origin is Literal:
-        if value not in arguments:
+        if not any(value == one and type(value) is type(one) for one in arguments):  # True and 1.0 are equal to 1
             raise ConfigError(f"{where}: expected one of {', '.join(map(str, arguments))}, found {value!r}")
         return value
     if origin is tuple:

@@ -76,8 +76,8 @@ def evaluate(
     A reading's record stands at RunConfig.metrics, and names the reading and how it was scored (`evaluation`); where it
     trains as another row does, `folder` is that row's run.
     Nothing depends on clock or folder, so that equal runs give equal bytes.
-    A setting also names what is not the published protocol, where there is such: `galleries` ("random_seed") and
-    `rerank` (its numbers).
+    A setting also names what is not the published protocol, where there is such: `galleries` ("random_seed"), `metric`
+    ("euclidean") and `rerank` (its numbers); `queries` names such a metric too.
 
     `split_trial` is the trial whose test images are scored, the configuration's when None. It has to be the one that
     the run was trained on.
@@ -102,8 +102,8 @@ def evaluate(
     start = weights / f"{config.dataset.name}.safetensors"
     _refuse_other_weights(start, run["provenance"]["weights_sha256"], folder)
     classes = tensors["classifier.weight"].shape[0]
-    untrained = extract(build_model(config.dataset, classes, start), store, rows, config, device)
-    model = build_model(config.dataset, classes, None)
+    untrained = extract(build_model(config.dataset, classes, start, config.variant), store, rows, config, device)
+    model = build_model(config.dataset, classes, None, config.variant)
     model.load_state_dict(tensors)
     features = extract(model, store, rows, config, device)
     feat = features.retrieval(config.dataset.recipe.test_feature)
@@ -122,8 +122,8 @@ def evaluate(
         "split": "test",
         "settings": cross_modality(features, feat, store, config),
         "within": {
-            "visible": _within(features, feat, VISIBLE),
-            "infrared": _within(features, feat, INFRARED),
+            "visible": _within(features, feat, VISIBLE, config),
+            "infrared": _within(features, feat, INFRARED, config),
         },
         "figure1": centre_claim(feat, features.pids, features.modalities),
         "probe": {
@@ -134,7 +134,7 @@ def evaluate(
                 ("after_bn", features.feat_bn),
             )
         },
-        **_camera_pairs(features, feat, config.dataset.layout),
+        **_camera_pairs(features, feat, config),
         "queries": _queries(features, feat, store, config),
         "training": {
             "steps": config.epochs * config.dataset.recipe.steps_per_epoch,
@@ -182,8 +182,10 @@ def extract(
     parts = []
     with deterministic(0):
         for start in range(0, len(rows), config.evaluation.batch_size):
-            images = torch.from_numpy(store.images[rows[start : start + config.evaluation.batch_size]]).to(target)
-            parts.append([part.float().cpu() for part in model.embed(normalise(images, config.dataset.recipe.augment))])
+            chosen = rows[start : start + config.evaluation.batch_size]
+            images = normalise(torch.from_numpy(store.images[chosen]).to(target), config.dataset.recipe.augment)
+            modalities = torch.from_numpy(store.modalities[chosen]).to(target)
+            parts.append([part.float().cpu() for part in model.embed(images, modalities)])
     feat, feat_bn = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
     return Features(rows, feat, feat_bn, store.pids[rows], store.camids[rows], store.modalities[rows])
 
@@ -199,8 +201,13 @@ def cross_modality(
     """
     infrared, visible = features.modalities == INFRARED, features.modalities == VISIBLE
     pids, evaluation = features.pids, config.evaluation
-    options: dict[str, Any] = {"ranks": evaluation.ranks, "rerank": evaluation.rerank}
+    options: dict[str, Any] = {
+        "ranks": evaluation.ranks,
+        "rerank": evaluation.rerank,
+        "distance": evaluation.metric,
+    }
     marks: dict[str, Any] = {} if evaluation.rerank is None else {"rerank": asdict(evaluation.rerank)}
+    marks |= _metric_mark(config)
     if config.dataset.layout == "sysu":
         galleries = _galleries(features, store, config)
         if evaluation.galleries == "random_seed":
@@ -251,7 +258,13 @@ def _queries(
         return protocols.same_place(features.camids[infrared[rows]], features.camids[visible])  # none in RegDB
 
     sides = [Side(features.rows[side], feat[side], features.pids[side]) for side in (infrared, visible)]
-    return {"setting": setting, **extreme_queries(sides[0], sides[1], ignore)}
+    found = extreme_queries(sides[0], sides[1], ignore, config.evaluation.metric)
+    return {"setting": setting, **_metric_mark(config), **found}
+
+
+def _metric_mark(config: RunConfig) -> dict[str, str]:
+    metric = config.evaluation.metric
+    return {} if metric == "cosine" else {"metric": metric}
 
 
 def _refuse_other_trial(store: PackedStore, config: RunConfig, folder: RunFolder, trained: int, asked: int) -> None:
@@ -279,17 +292,18 @@ def _setting(result: protocols.ProtocolResult, chance: float) -> dict[str, Any]:
     }
 
 
-def _camera_pairs(features: Features, feat: Float[np.ndarray, "n D"], layout: str) -> dict[str, Any]:
-    if layout != "sysu":
+def _camera_pairs(features: Features, feat: Float[np.ndarray, "n D"], config: RunConfig) -> dict[str, Any]:
+    if config.dataset.layout != "sysu":
         return {}
     query, gallery = features.modalities == INFRARED, features.modalities == VISIBLE
     sides = [(feat[side], features.pids[side], features.camids[side]) for side in (query, gallery)]
-    return {"camera_pairs": protocols.camera_pairs(*sides[0], *sides[1])}
+    return {"camera_pairs": protocols.camera_pairs(*sides[0], *sides[1], distance=config.evaluation.metric)}
 
 
-def _within(features: Features, feat: Float[np.ndarray, "n D"], modality: int) -> dict[str, Any]:
+def _within(features: Features, feat: Float[np.ndarray, "n D"], modality: int, config: RunConfig) -> dict[str, Any]:
     chosen = features.modalities == modality
-    result = protocols.within_modality(feat[chosen], features.pids[chosen], features.camids[chosen])
+    images = feat[chosen], features.pids[chosen], features.camids[chosen]
+    result = protocols.within_modality(*images, distance=config.evaluation.metric)
     return {
         "cmc1": result.mean["cmc1"],
         "mAP": result.mean["mAP"],

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from danet_core.distances import distance_matrix
+from danet_core.distances import Metric, distance_matrix
 from danet_core.files import StudyError
 from danet_core.ranking import RankedGallery, rank_gallery
 
@@ -26,16 +26,22 @@ class Side(NamedTuple):
     pids: Int[np.ndarray, " n"]
 
 
-def extreme_queries(query: Side, gallery: Side, ignore: Callable[[slice], np.ndarray] | None = None) -> dict[str, Any]:
+def extreme_queries(
+    query: Side,
+    gallery: Side,
+    ignore: Callable[[slice], np.ndarray] | None = None,
+    metric: Metric = "cosine",
+) -> dict[str, Any]:
     """The COUNT queries of highest and of lowest average precision against one gallery, with their first SHOWN ranks.
 
-    Cosine distance, ties by gallery index, without re-ranking. At each end a person is asked for once, by the query
+    Ties by gallery index, without re-ranking. At each end a person is asked for once, by the query
     that is most extreme, and equal precisions stand in the order of the rows. Queries without a match are left out.
     Memory: the gallery and a block of distances; of a query no more is kept than an entry.
 
     Args:
         query, gallery: both sides, with the feature that retrieval uses.
         ignore: for a block of queries, the pairs (rows, G) that the protocol removes, True; None removes none.
+        metric: the distance, "cosine" or "euclidean" between the features as they are.
 
     Returns:
         best and worst: lists of {row, ap (a fraction), n_right (matches in the gallery), ranked: {rows, distances,
@@ -47,7 +53,7 @@ def extreme_queries(query: Side, gallery: Side, ignore: Callable[[slice], np.nda
     step = max(1, _PAIRS // max(1, len(gallery.rows)))
     for start in range(0, len(query.rows), step):
         rows = slice(start, min(start + step, len(query.rows)))
-        distances = distance_matrix(query.feat[rows], gallery.feat)
+        distances = distance_matrix(query.feat[rows], gallery.feat, metric)
         left_out = None if ignore is None else ignore(rows)
         for at, index in enumerate(range(rows.start, rows.stop)):
             pid, ignored = int(query.pids[index]), None if left_out is None else left_out[at]

@@ -31,6 +31,8 @@ from danet_core import INFRARED, VISIBLE
 from danet_core.files import StudyError
 
 Negatives = Literal["anchor", "center"]
+Gradient = Literal["both", "own", "foreign"]
+Direction = Literal["foreign_own", "own_foreign"]
 
 
 class CenterTerms(NamedTuple):
@@ -106,11 +108,13 @@ def cross_modality_center_loss(
     modalities: Integer[Tensor, " B"],
     margin: float = 0.7,
     negatives: Negatives = "anchor",
+    center_gradient: bool = True,
 ) -> Float[Tensor, ""]:
     """Cross-modality centre loss, Eq. 3: mean over i of |f(i) - c(i)| + [rho - min_k |c(i) - f(k)|]_+.
 
     c(i) is the mean of the features of identity y(i) in the modality that f(i) is not of; k runs over the other
-    identities. Nothing is squared, the hinge lies inside the mean, and gradient flows through features and centres.
+    identities. Nothing is squared, the hinge lies inside the mean, and gradient flows through features and, unless told
+    otherwise, centres.
 
     Args:
         feat: (B, D) features, used as they are (not normalised).
@@ -120,6 +124,7 @@ def cross_modality_center_loss(
         negatives: modality of f(k). "anchor": that of f(i), as Eq. 3 is printed (s(i) = s(k)); "center": that of the
             centre, as the prose around it says ("avoid increasing the distance between features from different
             modalities").
+        center_gradient: False holds the centres fixed, so that only f(i) and f(k) are moved; the value is the same.
 
     Returns:
         The mean over the B anchors: `pull + push` of `cross_modality_center_terms`.
@@ -130,7 +135,7 @@ def cross_modality_center_loss(
 
     Source: the paper, Eq. 3. Choice: which features it acts on is the caller's; see the README.
     """
-    terms = cross_modality_center_terms(feat, labels, modalities, margin, negatives)
+    terms = cross_modality_center_terms(feat, labels, modalities, margin, negatives, center_gradient)
     return terms.pull + terms.push
 
 
@@ -140,6 +145,7 @@ def cross_modality_center_terms(
     modalities: Integer[Tensor, " B"],
     margin: float = 0.7,
     negatives: Negatives = "anchor",
+    center_gradient: bool = True,
 ) -> CenterTerms:
     """The pull and the push of `cross_modality_center_loss` apart, for the training record; same arguments and errors.
 
@@ -164,7 +170,7 @@ def cross_modality_center_terms(
         )
         feat = feat.to(_result_dtype(feat))
         own, opposite = same & ~across, same & across  # (B, B)
-        centres = _opposite_means(feat, own, opposite)  # (B, D) c(i)
+        centres = _opposite_means(feat if center_gradient else feat.detach(), own, opposite)  # (B, D) c(i)
         closeness = _opposite_means(_closeness(feat), own, opposite)  # (B, B) of c(i) to f(k), being linear in c
         nearest = closeness.masked_fill(~others, torch.inf).argmin(1)  # (B,)
         pull = _distance(feat, centres).mean()
@@ -215,31 +221,50 @@ def mutual_learning_loss(
     logits_visible: Float[Tensor, "B C"],
     logits_infrared: Float[Tensor, "B C"],
     modalities: Integer[Tensor, " B"],
+    gradient: Gradient = "both",
+    direction: Direction = "foreign_own",
+    averaged: tuple[Float[Tensor, "B C"], Float[Tensor, "B C"]] | None = None,
 ) -> Float[Tensor, ""]:
     """Mutual learning between the modality-specific classifiers, Eq. 5: what they say about a feature should agree.
 
     KL(C_r || C_v) averaged over the n visible features plus KL(C_v || C_r) averaged over the m infrared ones: the
     classifier foreign to the feature stands in front. No temperature. Gradient flows through both distributions,
-    as printed.
+    as printed, unless told otherwise.
 
     Args:
         logits_visible: (B, C) C_v on all features.
         logits_infrared: (B, C) C_r on all features.
         modalities: (B,) 0 visible, 1 infrared.
+        gradient: the distribution that gradient flows through: "both", "own" (of the classifier of the feature's own
+            modality) or "foreign". The other is held fixed; the value is the same.
+        direction: "foreign_own", KL(foreign || own) as printed, or "own_foreign", KL(own || foreign).
+        averaged: logits of averaged C_v and C_r on all features, which then are the foreign ones, and fixed.
 
     Returns:
         The sum of the two means, in nats; 0 where the classifiers agree.
 
     Raises:
-        StudyError: shapes disagree, the batch is empty, or a modality is neither 0 nor 1 or missing.
+        StudyError: shapes disagree, the batch is empty, a modality is neither 0 nor 1 or missing, `gradient` or
+            `direction` is another word, or nothing is left to learn, with `averaged` and the gradient "foreign".
 
     Source: the paper, Eq. 5.
     """
     _check_shapes(logits_visible, modalities, twin=logits_infrared, what="modalities")
+    _check_reading(gradient, direction, averaged is not None)
     with torch.autocast(logits_visible.device.type, enabled=False):
         weights = _modality_weights(modalities)  # (B,)
-        own, foreign = (part.log_softmax(1) for part in _own_and_foreign(logits_visible, logits_infrared, modalities))
-        divergence = (foreign.exp() * (foreign - own)).sum(1)  # (B,) logs are finite, so 0 * log 0 never arises
+        own, foreign = _own_and_foreign(logits_visible, logits_infrared, modalities)
+        if averaged is not None:
+            for logits in averaged:
+                _check_shapes(logits_visible, modalities, twin=logits, what="modalities")
+            _, foreign = _own_and_foreign(*averaged, modalities)
+        if averaged is not None or gradient == "own":
+            foreign = foreign.detach()
+        if gradient == "foreign":
+            own = own.detach()
+        own, foreign = own.log_softmax(1), foreign.log_softmax(1)
+        first, second = (foreign, own) if direction == "foreign_own" else (own, foreign)
+        divergence = (first.exp() * (first - second)).sum(1)  # (B,) logs are finite, so 0 * log 0 never arises
         return (divergence * weights).sum().to(_result_dtype(logits_visible, logits_infrared))
 
 
@@ -353,6 +378,14 @@ def _check_shapes(
                 f"{name} must have shape ({matrix.shape[0]},), one entry per row of the batch,"
                 f" found {tuple(values.shape)}"
             )
+
+
+def _check_reading(gradient: str, direction: str, averaged: bool) -> None:
+    for name, value, words in (("gradient", gradient, Gradient), ("direction", direction, Direction)):
+        if value not in get_args(words):
+            raise StudyError(f"{name} must be one of {', '.join(get_args(words))}, found {value!r}")
+    if averaged and gradient == "foreign":
+        raise StudyError("averaged classifiers are fixed, so that nothing learns with gradient 'foreign'; take 'own'")
 
 
 def _check_modalities(modalities: Tensor) -> None:

@@ -57,7 +57,7 @@ FIGURES: Mapping[str, tuple[str, str]] = {
     "ranked_lists": (
         "Best and worst queries",
         "The queries of highest and of lowest average precision, one for each person, with their nearest gallery "
-        "images: ✓ the same person, ✗ another one; above each its rank and cosine distance.",
+        "images: ✓ the same person, ✗ another one; above each its rank and distance.",
     ),
     "training_curves": (
         "Training",

@@ -292,16 +292,19 @@ def camera_pairs(
     g_feat: Float[np.ndarray, "G D"] | Float[Tensor, "G D"],
     g_pids: Integer[np.ndarray, " G"] | Integer[Tensor, " G"],
     g_camids: Integer[np.ndarray, " G"] | Integer[Tensor, " G"],
+    *,
+    distance: Distance = "cosine",
 ) -> list[dict[str, float | int]]:
     """Which pair of cameras is how hard: all images of one camera as queries against all images of another.
 
     No part of a protocol: nothing is drawn and no pair is removed, so that cameras 3 and 2, which look at the same
     place and which SYSU-MM01's protocol leaves out, stand beside the others. mAP depends on the size of the gallery and
-    on the matches in it, so pairs compare well between models and only roughly with one another. Cosine distance.
+    on the matches in it, so pairs compare well between models and only roughly with one another.
 
     Args:
         q_feat: (Q, D) features of the queries, all of one modality; g_feat: (G, D) those of the other modality.
         q_pids, q_camids, g_pids, g_camids: identities and cameras of both.
+        distance: "cosine", or "euclidean" on the features as they are.
 
     Returns:
         One entry per pair in which any query has a match, by query camera, then gallery camera: query_camera,
@@ -315,7 +318,7 @@ def camera_pairs(
     q_camids, g_camids = as_ints(q_camids, "q_camids", len(query.pids)), as_ints(g_camids, "g_camids", len(pool.pids))
     cameras = np.unique(g_camids)
     members = g_camids == cameras[:, None]  # (cameras, G): each camera's images are one gallery of the ranked pool
-    scores = _score(query, pool, members, None, cmc="image", distance="cosine")
+    scores = _score(query, pool, members, None, cmc="image", distance=distance)
     pairs: list[dict[str, float | int]] = []
     for asked in np.unique(q_camids):
         own = QueryScores(*(part[q_camids == asked] for part in scores))

@@ -44,6 +44,7 @@ RANDOM_SEED_NOTE = (
     "Galleries drawn with `random.seed(trial)`, single-shot only, not by `rand_perm_cam.mat`: not comparable with "
     "scores over the published galleries."
 )
+METRIC_NOTE = "Ranked by {} distance between the features as they are, not by cosine distance."
 RERANK_NOTE = "Re-ranked by k-reciprocal neighbours ({}): not comparable with scores without re-ranking."
 
 # fmt: off
@@ -93,14 +94,17 @@ class Results:
     def markers(self) -> tuple[str, ...]:
         """Sentences on what sets these records apart from the benchmark's plain protocol; none as a rule.
 
-        A part of the data set, SYSU-MM01's other gallery convention (a setting has `galleries: random_seed`), and
-        re-ranking (a setting has `rerank`, a mapping of its parameters).
+        A part of the data set, SYSU-MM01's other gallery convention (a setting has `galleries: random_seed`), another
+        distance than cosine (a setting has `metric`), and re-ranking (a setting has `rerank`, a mapping of its
+        parameters).
         """
         notes = [PARTIAL_NOTE] if self.partial else []
         settings = [one for record in self.records.values() for one in record["settings"].values()]
         if any(_random_galleries(one) for one in settings):
             notes.append(RANDOM_SEED_NOTE)
         # dict.fromkeys: a set that keeps its order
+        for metric in dict.fromkeys(one["metric"] for one in settings if one.get("metric")):
+            notes.append(METRIC_NOTE.format(metric))
         for rerank in dict.fromkeys(_rerank_words(one["rerank"]) for one in settings if one.get("rerank")):
             notes.append(RERANK_NOTE.format(rerank))
         return tuple(notes)
@@ -210,8 +214,8 @@ def check_comparable(records: Mapping[str, Record]) -> None:
     """Refuse to set runs side by side that differ in more than variant, trial and seed.
 
     Compared are the resolved configurations, the hashes of data and backbone weights, the evaluated split, and over how
-    many galleries each setting is the mean; within one variant its own row too. Raises StudyError naming both runs,
-    key and values.
+    many galleries each setting is the mean; within one variant its own row too, and between variants the numbers and
+    readings of a module that both have. Raises StudyError naming both runs, key and values.
     """
     first: dict[str, tuple[str, dict[str, Any]]] = {}  # the run each is compared with, and what they have to share
     for name, record in records.items():
@@ -220,11 +224,15 @@ def check_comparable(records: Mapping[str, Record]) -> None:
         leaves |= {key: record[key] for key in ("split", "partial")}
         leaves |= {f"galleries of {key}": len(found["per_trial"]) for key, found in record["settings"].items()}
         for setting, found in record["settings"].items():
-            for key in ("galleries", "rerank"):
+            for key in ("galleries", "metric", "rerank"):
                 leaves |= dict(_leaves(found[key], f"{setting}.{key}")) if found.get(key) else {}
         own = {key: value for key, value in leaves.items() if key not in _FREE}
         shared = {key: value for key, value in own.items() if not key.startswith("config.variant")}
-        for group, found in (("", shared), (record["variant"], own)):
+        groups = [("", shared), (f"variant {record['variant']}", own)]
+        for module in ("cc", "ml"):
+            numbers = {key: value for key, value in own.items() if key.startswith(f"config.variant.{module}.")}
+            groups += [(module, numbers)] if numbers else []
+        for group, found in groups:
             reference, expected = first.setdefault(group, (name, found))
             for key in sorted(expected.keys() | found.keys()):
                 a, b = expected.get(key, "nothing"), found.get(key, "nothing")

@@ -67,7 +67,7 @@ def load_run(root: Path) -> tuple[RunConfig, DANet, dict[str, Any]]:
     folder = RunFolder(root, root / "checkpoint.pt")  # no checkpoint is read
     config = recorded_config(read_json(folder.record), folder.record)
     tensors, record = load_finished(folder, config)
-    model = build_model(config.dataset, tensors["classifier.weight"].shape[0], None)
+    model = build_model(config.dataset, tensors["classifier.weight"].shape[0], None, config.variant)
     model.load_state_dict(tensors)
     return config, model, record
 
@@ -90,7 +90,7 @@ def recorded_config(record: Any, path: Path) -> RunConfig:
             build_strictly(Variant, variant, f"{path}: variant"),
             config["trial"],
             config["seed"],
-            Evaluation(trials=1, ranks=20, batch_size=_BATCH, galleries="rand_perm", rerank=None),
+            Evaluation(trials=1, ranks=20, batch_size=_BATCH, metric="cosine", galleries="rand_perm", rerank=None),
             Checkpoints(every_epochs=1),
         )
     except ConfigError as error:
@@ -184,8 +184,9 @@ def search(
     skip_broken: leave out images that cannot be decoded, instead of failing at the first.
     index: "exact" ranks every crop; "faiss" and "faiss-hnsw" (nearest.py) the first `top`, the latter not all rightly.
 
-    Raises StudyError: no such run, query or folder; no image in the folder; an image that cannot be decoded;
-    faiss is asked for and not installed.
+    Raises StudyError: no such run, query or folder; no image in the folder; an image that cannot be decoded; a run
+    whose network asks for the modality of an image (`streams` other than one), which a folder does not say; faiss is
+    asked for and not installed.
     Source: cosine distance between test features, as in the study's evaluation (danet_core.protocols).
     """
     query, gallery = Path(query), Path(gallery)
@@ -202,6 +203,11 @@ def search(
         found = f"only {' and '.join(besides)}" if besides else "an empty folder"
         raise StudyError(f"gallery {gallery}: expected jpg, png or bmp images, found {found}; name another folder")
     config, model, _ = load_run(root)
+    if config.variant.streams != "one":
+        raise StudyError(
+            f"run {root}: expected a network with one stream, found streams {config.variant.streams}, which needs the "
+            "modality of each image, and a folder of crops does not say it; name another run"
+        )
     target = resolve_device(device)
     model = model.to(target).eval()
     with deterministic(0):

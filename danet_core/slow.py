@@ -15,7 +15,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from danet_core import INFRARED, VISIBLE
-from danet_core.config import MutualLearning, Variant
+from danet_core.config import CrossModalityCenter, MutualLearning, Variant
 from danet_core.files import StudyError
 
 
@@ -60,12 +60,15 @@ def center_terms(
     modalities: Integer[Tensor, " B"],
     margin: float,
     negatives: str = "anchor",
+    center_gradient: bool = True,
 ) -> list[CenterTerm]:
     """The B terms of Eq. 3; `negatives` as in losses.py: "anchor" takes s(k) = s(i), "center" takes s(k) != s(i)."""
     y, s = labels.tolist(), modalities.tolist()
     terms = []
     for i in range(len(y)):
         center = mean([feat[j] for j in range(len(y)) if y[i] == y[j] and s[i] != s[j]])
+        if not center_gradient:
+            center = center.detach()
         others = [k for k in range(len(y)) if y[i] != y[k] and (s[i] == s[k]) == (negatives == "anchor")]
         k = min(others, key=lambda k: distance(center, feat[k]).item())
         nearest = distance(center, feat[k])
@@ -91,9 +94,11 @@ def eq3(
     modalities: Integer[Tensor, " B"],
     margin: float,
     negatives: str = "anchor",
+    center_gradient: bool = True,
 ) -> Float[Tensor, ""]:
     """Cross-modality centre loss: the mean of pull + push."""
-    return mean([term.pull + term.push for term in center_terms(feat, labels, modalities, margin, negatives)])
+    terms = center_terms(feat, labels, modalities, margin, negatives, center_gradient)
+    return mean([term.pull + term.push for term in terms])
 
 
 def eq4(
@@ -110,13 +115,29 @@ def eq4(
 
 
 def eq5(
-    logits_visible: Float[Tensor, "B C"], logits_infrared: Float[Tensor, "B C"], modalities: Integer[Tensor, " B"]
+    logits_visible: Float[Tensor, "B C"],
+    logits_infrared: Float[Tensor, "B C"],
+    modalities: Integer[Tensor, " B"],
+    gradient: str = "both",
+    direction: str = "foreign_own",
+    averaged: tuple[Float[Tensor, "B C"], Float[Tensor, "B C"]] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mutual learning: KL(C_r || C_v) on the visible images plus KL(C_v || C_r) on the infrared ones."""
+    """Mutual learning: KL(C_r || C_v) on the visible images plus KL(C_v || C_r) on the infrared ones.
+
+    The other readings as in losses.py: what is fixed has no gradient, `direction` says which one stands in front, and
+    `averaged` classifiers are the foreign ones, fixed.
+    """
     s = modalities.tolist()
-    visible = mean([divergence(logits_infrared[i], logits_visible[i]) for i in range(len(s)) if s[i] == VISIBLE])
-    infrared = mean([divergence(logits_visible[j], logits_infrared[j]) for j in range(len(s)) if s[j] == INFRARED])
-    return visible + infrared
+    foreign_visible, foreign_infrared = averaged or (logits_visible, logits_infrared)
+
+    def disagreement(own: Tensor, foreign: Tensor) -> Tensor:
+        own = own.detach() if gradient == "foreign" else own
+        foreign = foreign.detach() if gradient == "own" or averaged else foreign
+        return divergence(foreign, own) if direction == "foreign_own" else divergence(own, foreign)
+
+    visible = [disagreement(logits_visible[i], foreign_infrared[i]) for i in range(len(s)) if s[i] == VISIBLE]
+    infrared = [disagreement(logits_infrared[j], foreign_visible[j]) for j in range(len(s)) if s[j] == INFRARED]
+    return mean(visible) + mean(infrared)
 
 
 def eq6(
@@ -127,15 +148,41 @@ def eq6(
     labels: Integer[Tensor, " B"],
     modalities: Integer[Tensor, " B"],
     variant: Variant,
+    *,
+    feat_bn: Float[Tensor, "B D"] | None = None,
+    averaged: tuple[Float[Tensor, "B C"], Float[Tensor, "B C"]] | None = None,
 ) -> Float[Tensor, ""]:
-    """The total loss of a variant, with L_sid, which the printed equation omits, wherever there is L_M."""
+    """The total loss of a variant, with L_sid, which the printed equation omits.
+
+    `feat_bn` and `averaged` are for the readings that ask for them.
+    """
     y = labels.tolist()
     total = mean([-softmax(logits[i])[y[i]].log() for i in range(len(y))])
     if variant.cc is not None:
-        total = total + variant.cc.lambda_1 * eq3(feat, labels, modalities, variant.cc.margin, variant.cc.negatives)
+        total = total + variant.cc.lambda_1 * alignment(feat, labels, modalities, variant.cc, feat_bn)
     if variant.ml is not None:
-        total = total + mutual_learning(logits_visible, logits_infrared, labels, modalities, variant.ml)
+        total = total + mutual_learning(logits_visible, logits_infrared, labels, modalities, variant.ml, averaged)
     return total
+
+
+def alignment(
+    feat: Float[Tensor, "B D"],
+    labels: Integer[Tensor, " B"],
+    modalities: Integer[Tensor, " B"],
+    cc: CrossModalityCenter,
+    feat_bn: Float[Tensor, "B D"] | None = None,
+) -> Float[Tensor, ""]:
+    """The equation that stands in CC's place, of the features it acts on."""
+    f = feat_bn if cc.features == "after_bn" else feat
+    if f is None:
+        raise StudyError("CC acts on features after the BN neck here, found none; give `feat_bn`")
+    if cc.features == "normalised":
+        f = torch.stack([row / (row**2).sum().sqrt() for row in f])
+    if cc.equation == 1:
+        return eq1(f, labels, cc.margin)
+    if cc.equation == 2:
+        return eq2(f, labels, modalities, cc.margin)
+    return eq3(f, labels, modalities, cc.margin, cc.negatives, cc.center_gradient)
 
 
 def mutual_learning(
@@ -144,10 +191,12 @@ def mutual_learning(
     labels: Integer[Tensor, " B"],
     modalities: Integer[Tensor, " B"],
     weights: MutualLearning,
+    averaged: tuple[Float[Tensor, "B C"], Float[Tensor, "B C"]] | None = None,
 ) -> Float[Tensor, ""]:
     """What ML adds to the total loss: Eq. 4 and Eq. 5 with their weights."""
     own = eq4(logits_visible, logits_infrared, labels, modalities)
-    return weights.lambda_sid * own + weights.lambda_2 * eq5(logits_visible, logits_infrared, modalities)
+    both = eq5(logits_visible, logits_infrared, modalities, weights.gradient, weights.direction, averaged)
+    return weights.lambda_sid * own + weights.lambda_2 * both
 
 
 def distance(a: Float[Tensor, " D"], b: Float[Tensor, " D"]) -> Float[Tensor, ""]:

@@ -19,9 +19,15 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from danet_core.augment import augment_batch
-from danet_core.config import Dataset, Recipe, RunConfig, Variant
+from danet_core.config import CrossModalityCenter, Dataset, Recipe, RunConfig, Variant
 from danet_core.files import StudyError, exclusive, sha256_file, sha256_json
-from danet_core.losses import cross_modality_center_loss, modality_identity_loss, mutual_learning_loss
+from danet_core.losses import (
+    cross_modality_center_loss,
+    cross_modality_triplet_loss,
+    modality_identity_loss,
+    mutual_learning_loss,
+    triplet_loss,
+)
 from danet_core.model import DANet, Embedding
 from danet_core.parallel import ALONE, Team, processes
 from danet_core.precision import autocast, loss_scaler, require_precision
@@ -41,7 +47,7 @@ from danet_core.repro import derived_seed, deterministic, stamp
 from danet_core.sampler import IdentitySampler
 from danet_core.store import PackedStore
 
-TERMS = ("L_id", "L_cc", "L_sid", "L_M", "total")
+TERMS = ("L_id", "L_cc", "L_sid", "L_M", "total")  # L_cc: the loss in CC's place, whichever equation it is
 _RESIDENT_SHARE = 1 / 3  # of a GPU's free memory that the training images may take; the rest is the network's
 _CHUNK = 1024  # images that go to the GPU at once, so that the host never holds a second copy of the store
 
@@ -116,28 +122,54 @@ class TrainingImages:
 def loss_terms(output: Embedding, batch: Batch, variant: Variant) -> dict[str, Tensor]:
     """The terms of Eq. 6 that the variant has, unweighted, and their weighted sum `total`.
 
-    CC acts on the feature before the BN neck. L_sid belongs to ML: Eq. 6 omits it, but without it C_v and C_r are never
-    trained.
+    L_sid belongs to ML: Eq. 6 omits it, but without it C_v and C_r are never trained. A lambda_2 of 0 leaves L_M out.
     """
     terms = {"L_id": functional.cross_entropy(output.logits, batch.labels)}
     total = terms["L_id"]
     if variant.cc is not None:
-        terms["L_cc"] = cross_modality_center_loss(
-            output.feat, batch.labels, batch.modalities, variant.cc.margin, variant.cc.negatives
-        )
+        terms["L_cc"] = _feature_alignment(output, batch, variant.cc)
         total = total + variant.cc.lambda_1 * terms["L_cc"]
-    if variant.ml is not None:
+    if (ml := variant.ml) is not None:
         logits = output.logits_visible, output.logits_infrared
         terms["L_sid"] = modality_identity_loss(*logits, batch.labels, batch.modalities)
-        terms["L_M"] = mutual_learning_loss(*logits, batch.modalities)
-        total = total + variant.ml.lambda_sid * terms["L_sid"] + variant.ml.lambda_2 * terms["L_M"]
+        total = total + ml.lambda_sid * terms["L_sid"]
+        if ml.lambda_2 > 0:
+            visible, infrared = output.averaged_visible, output.averaged_infrared
+            averaged = None if visible is None or infrared is None else (visible, infrared)
+            terms["L_M"] = mutual_learning_loss(*logits, batch.modalities, ml.gradient, ml.direction, averaged)
+            total = total + ml.lambda_2 * terms["L_M"]
     return {**terms, "total": total}
 
 
-def build_model(dataset: Dataset, num_classes: int, weights: Path | None) -> DANet:
-    """The data set's network, its convolutions in channels-last memory where the recipe says so."""
-    model = DANet(num_classes, dataset.recipe.backbone, weights, width=dataset.recipe.width)
-    return model.to(memory_format=torch.channels_last) if dataset.recipe.channels_last else model
+def _feature_alignment(output: Embedding, batch: Batch, cc: CrossModalityCenter) -> Tensor:
+    """Eq. 3, or Eq. 1 or 2 in its place, of the features it acts on."""
+    feat = output.feat_bn if cc.features == "after_bn" else output.feat
+    if cc.features == "normalised":
+        feat = functional.normalize(feat)
+    if cc.equation == 1:
+        return triplet_loss(feat, batch.labels, cc.margin)
+    if cc.equation == 2:
+        return cross_modality_triplet_loss(feat, batch.labels, batch.modalities, cc.margin)
+    return cross_modality_center_loss(feat, batch.labels, batch.modalities, cc.margin, cc.negatives, cc.center_gradient)
+
+
+def build_model(dataset: Dataset, num_classes: int, weights: Path | None, variant: Variant | None = None) -> DANet:
+    """The network of a variant on a data set, its convolutions in channels-last memory where the recipe says so.
+
+    Without a variant it is the Baseline's: one stream, and no averaged classifiers.
+    """
+    recipe = dataset.recipe
+    model = DANet(
+        num_classes,
+        recipe.backbone,
+        weights,
+        width=recipe.width,
+        pooling=recipe.pooling,
+        gem_exponent=recipe.gem_exponent,
+        streams="one" if variant is None else variant.streams,
+        averaged=variant is not None and variant.ml is not None and variant.ml.foreign_average > 0,
+    )
+    return model.to(memory_format=torch.channels_last) if recipe.channels_last else model
 
 
 def build_optimiser(model: DANet, recipe: Recipe) -> torch.optim.Optimizer:
@@ -154,9 +186,11 @@ class LossesOf(nn.Module):
         self.model, self._config, self._team = model, config, team
 
     def forward(self, images: Tensor, batch: Batch) -> dict[str, Tensor]:
+        own = batch.modalities[self._team.rows(len(batch.modalities))]
         with autocast(self._config.dataset.recipe.precision, images.device):
-            output = self.model(images)
-        return loss_terms(Embedding(*map(self._team.gathered, output)), batch, self._config.variant)
+            output = self.model(images, own)
+        whole = Embedding._make(None if part is None else self._team.gathered(part) for part in output)
+        return loss_terms(whole, batch, self._config.variant)
 
 
 def training_step(
@@ -182,6 +216,9 @@ def training_step(
     scaler.scale(terms["total"]).backward()
     scaler.step(optimiser)
     scaler.update()
+    if (ml := config.variant.ml) is not None and ml.foreign_average > 0:
+        alone: Any = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+        alone.model.update_averages(ml.foreign_average)
     return {name: term.detach() for name, term in terms.items()}
 
 
@@ -213,7 +250,7 @@ def _train(
     """The same in each of the team's processes, with the same record from each."""
     recipe, target = config.dataset.recipe, team.device
     require_precision(recipe.precision, target)
-    _require_divisible(recipe, team)
+    _require_divisible(recipe, config.variant, team)
     with (
         exclusive(folder.lock, f"run {config.place}") if team.first else contextlib.nullcontext(),
         sigterm_heeded() as told_to_stop,
@@ -224,7 +261,7 @@ def _train(
         weights_path = weights / f"{config.dataset.name}.safetensors"
         images = TrainingImages(store, config.dataset.train_splits, config.trial, target, team)
         with deterministic(derived_seed(config.seed, "initial weights"), tf32=recipe.precision == "tf32"):
-            model = build_model(config.dataset, len(images.identities), weights_path).to(target)
+            model = build_model(config.dataset, len(images.identities), weights_path, config.variant).to(target)
             made_of = {"data_sha256": store.meta["content_sha256"], "weights_sha256": sha256_file(weights_path)}
             kind = made_with(config, **made_of)
             team.require_same(kind, differing_keys)
@@ -254,9 +291,15 @@ def _train(
         return record
 
 
-def _require_divisible(recipe: Recipe, team: Team) -> None:
+def _require_divisible(recipe: Recipe, variant: Variant, team: Team) -> None:
     """Raise StudyError for batches that the team cannot split, or not into rows that its batch norm can work with."""
     own = team.rows(2 * recipe.ids_per_batch * recipe.imgs_per_modality)
+    if variant.streams == "two" and recipe.ids_per_batch % team.size:
+        raise StudyError(
+            f"streams two: {recipe.ids_per_batch} identities cannot be split between {team.size} processes so that "
+            "each has as many images of either modality, which the two entrances need; start a number of processes "
+            f"that divides {recipe.ids_per_batch}"
+        )
     if recipe.batch_norm == "per_process" and own.stop - own.start == 1:
         raise StudyError(
             f"batch_norm per_process with {team.size} processes leaves one image to each, which has no variance; start "

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from danet_core.augment import augment_batch, normalise
 from danet_core.config import load_study
@@ -79,3 +81,47 @@ def test_the_same_generator_state_gives_the_same_batch_and_the_input_stays_as_it
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(batch, before)
+
+
+def test_pad_crop_shifts_each_image_by_whole_pixels_and_leaves_black_where_it_does_not_reach():
+    pad, height, width = 2, 6, 5
+    batch = images(120, height, width)
+    out = augment_batch(batch, dataclasses.replace(OFF, pad_crop=pad), generator())
+    seen = set()
+    for before, after in zip(batch, out, strict=True):
+        shifts = []
+        for down in range(-pad, pad + 1):
+            for right in range(-pad, pad + 1):
+                expected = torch.zeros_like(before)
+                for y in range(height):
+                    for x in range(width):
+                        if 0 <= y - down < height and 0 <= x - right < width:
+                            expected[:, y, x] = before[:, y - down, x - right]
+                if torch.equal(normalise(expected[None], AUGMENT)[0], after):
+                    shifts.append((down, right))
+        assert len(shifts) == 1  # the bytes are random and above 0, so that no two shifts look alike
+        seen.add(shifts[0])
+    assert {down for down, _ in seen} == {right for _, right in seen} == set(range(-pad, pad + 1))
+
+
+def test_pad_crop_draws_after_everything_else_so_that_flips_and_boxes_stay_where_they_are():
+    white = torch.full((64, 3, 24, 12), 255, dtype=torch.uint8)
+    erased = augment_batch(white, AUGMENT, generator()) == 0
+    shifted = augment_batch(white, dataclasses.replace(AUGMENT, pad_crop=2), generator()) == 0
+    assert torch.equal(erased, shifted)
+    plain, padded = generator(), generator()
+    augment_batch(white, AUGMENT, plain), augment_batch(white, dataclasses.replace(AUGMENT, pad_crop=2), padded)
+    assert not torch.equal(plain.get_state(), padded.get_state())
+    torch.rand(2, 64, generator=plain)
+    assert torch.equal(plain.get_state(), padded.get_state())
+
+
+@given(pad=st.integers(0, 6), height=st.integers(1, 9), width=st.integers(1, 9), seed=st.integers(0, 1000))
+@settings(max_examples=30)
+def test_pad_crop_keeps_the_size_and_invents_no_pixel(pad, height, width, seed):
+    batch = images(5, height, width)
+    out = augment_batch(batch, dataclasses.replace(OFF, pad_crop=pad), generator(seed))
+    assert out.shape == batch.shape
+    black = normalise(torch.zeros(1, 3, 1, 1, dtype=torch.uint8), AUGMENT).unique().tolist()
+    for before, after in zip(normalise(batch, AUGMENT), out, strict=True):
+        assert set(after.unique().tolist()) <= set(before.unique().tolist()) | set(black)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import yaml
 from fixtures.params import embedded
 
 from danet_core.config import ConfigError, load_study
+from danet_core.record import fingerprint
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 
@@ -73,6 +75,27 @@ def test_the_embedded_milestones_are_the_papers_shares_of_the_epochs():
         ("    epochs: 140", "    epochs: true", "recipes.paper.epochs: expected a whole number, found True"),
         ("    milestones: [80, 120]", "    milestones: [80, 140]", "milestones: expected ascending epochs below"),
         ("negatives: anchor", "negatives: nearest", "expected one of anchor, center, found 'nearest'"),
+        ("equation: 3", "equation: 4", "modules.cc.equation: expected one of 1, 2, 3, found 4"),
+        ("equation: 3", "equation: true", "modules.cc.equation: expected one of 1, 2, 3, found True"),
+        ("features: before_bn", "features: raw", "expected one of before_bn, after_bn, normalised, found 'raw'"),
+        ("center_gradient: true", "center_gradient: 1", "modules.cc.center_gradient: expected a bool, found 1"),
+        ("gradient: both", "gradient: none", "modules.ml.gradient: expected one of both, own, foreign, found 'none'"),
+        ("direction: foreign_own", "direction: both", "expected one of foreign_own, own_foreign, found 'both'"),
+        (
+            "foreign_average: 0.0",
+            "foreign_average: 1.0",
+            "expected a momentum from 0 (no average) to below 1, found 1.0",
+        ),
+        ("pooling: average", "pooling: mean", "recipes.paper.pooling: expected one of average, max, gem, found 'mean'"),
+        ("gem_exponent: 3.0", "gem_exponent: 0.5", "expected an exponent of at least 1, the average, found 0.5"),
+        ("pad_crop: 0", "pad_crop: -1", "augment.pad_crop: expected a whole number of pixels of at least 0, found -1"),
+        ("metric: cosine", "metric: manhattan", "evaluation.metric: expected one of cosine, euclidean"),
+        ("streams: one}", "streams: three}", "expected one of one, two, zero_padding, found 'three'"),
+        (
+            "variants: [baseline,",
+            "variants: [one_stream, baseline,",
+            "one_stream and baseline, which train the same model",
+        ),
         ("precision: float32", "precision: half", "expected one of float32, tf32, bfloat16, float16, found 'half'"),
         ("channels_last: true", "channels_last: 1", "recipes.paper.channels_last: expected a bool, found 1"),
         ("    compile: false  ", "    compiled: false  ", "recipes.paper: unknown key 'compiled'"),
@@ -136,10 +159,78 @@ def test_the_default_is_the_published_protocol_of_the_whole_data_sets():
     assert not any(row.allow_partial for row in study.datasets.values())
 
 
+def test_the_default_of_every_open_choice_is_the_printed_reading():
+    study = load_study(PARAMS)
+    cc, ml, recipe = study.modules.cc, study.modules.ml, study.datasets["sysu"].recipe
+    assert (cc.equation, cc.negatives, cc.features, cc.center_gradient) == (3, "anchor", "before_bn", True)
+    assert (ml.gradient, ml.direction, ml.foreign_average, ml.lambda_sid) == ("both", "foreign_own", 0.0, 1.0)
+    assert (recipe.pooling, recipe.test_feature, recipe.augment.pad_crop) == ("average", "after_bn", 0)
+    assert study.evaluation.metric == "cosine"
+
+
+def test_lambda_2_may_be_zero_and_is_then_taught_by_no_averaged_classifier(edited):
+    assert load_study(edited("lambda_2: 2.5", "lambda_2: 0")).modules.ml.lambda_2 == 0
+    path = edited("lambda_2: 2.5", "lambda_2: 0")
+    text = path.read_text(encoding="utf-8").replace("foreign_average: 0.0", "foreign_average: 0.9")
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"modules\.ml\.foreign_average: expected 0 where lambda_2 is 0"):
+        load_study(path)
+
+
+def test_an_averaged_classifier_is_fixed_so_that_gradient_through_it_alone_is_refused(edited):
+    path = edited("gradient: both", "gradient: foreign")
+    assert load_study(path).modules.ml.gradient == "foreign"
+    text = path.read_text(encoding="utf-8").replace("foreign_average: 0.0", "foreign_average: 0.9")
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"modules\.ml\.gradient: expected both or own: an averaged foreign"):
+        load_study(path)
+
+
+def test_re_ranking_starts_from_the_cosine_distance_alone(edited):
+    path = edited("metric: cosine", "metric: euclidean")
+    assert load_study(path).evaluation.metric == "euclidean"
+    text = path.read_text(encoding="utf-8").replace("rerank: null", "rerank: {k1: 20, k2: 6, lambda_value: 0.3}")
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"evaluation\.metric: expected cosine, which re-ranking starts from"):
+        load_study(path)
+
+
+def test_table_1s_base_methods_are_the_baseline_with_another_way_in_and_are_not_listed():
+    study = load_study(PARAMS)
+    baseline = study.variants["baseline"]
+    for name, streams in (("one_stream", "one"), ("two_stream", "two"), ("zero_padding", "zero_padding")):
+        row = study.variants[name]
+        assert dataclasses.replace(row, label=baseline.label, streams="one") == baseline
+        assert row.streams == streams
+        assert name not in study.study.variants
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("equation: 3", "equation: 2"),
+        ("features: before_bn", "features: normalised"),
+        ("center_gradient: true", "center_gradient: false"),
+        ("gradient: both", "gradient: own"),
+        ("direction: foreign_own", "direction: own_foreign"),
+        ("foreign_average: 0.0", "foreign_average: 0.9"),
+        ("pad_crop: 0", "pad_crop: 10"),
+        ("    pooling: average\n", "    pooling: gem\n"),
+        ("    gem_exponent: 3.0\n", "    gem_exponent: 4.0\n"),
+        ("cc: *cc, ml: *ml, epochs_factor: 1, streams: one", "cc: *cc, ml: *ml, epochs_factor: 1, streams: two"),
+    ],
+)
+def test_every_choice_of_training_is_part_of_what_a_run_depends_on(edited, old, new):
+    plain, changed = (load_study(path).run("synth_sysu", "b_ml_cc", 1, 0) for path in (PARAMS, edited(old, new)))
+    assert changed.resolved() != plain.resolved()
+    assert fingerprint(changed, "data", "weights") != fingerprint(plain, "data", "weights")
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
         ("allow_partial: false", "allow_partial: true"),
+        ("metric: cosine", "metric: euclidean"),
         ("galleries: rand_perm", "galleries: random_seed"),
         ("rerank: null", "rerank: {k1: 20, k2: 6, lambda_value: 0.3}"),
     ],

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from danet_core import losses, slow
@@ -99,6 +101,43 @@ def test_metric_losses_and_gradients_equal_the_slow_loops(seed: int, margin: flo
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("negatives", ["anchor", "center"])
+def test_with_fixed_centres_value_and_gradient_equal_the_slow_loops(negatives: str) -> None:
+    feat, labels, modalities = random_batch(5)
+    mine, theirs, through = (feat.clone().requires_grad_() for _ in range(3))
+    value = losses.cross_modality_center_loss(mine, labels, modalities, 1.5, negatives, center_gradient=False)
+    expected = slow.eq3(theirs, labels, modalities, 1.5, negatives, center_gradient=False)
+    printed = losses.cross_modality_center_loss(through, labels, modalities, 1.5, negatives)
+    value.backward(), expected.backward(), printed.backward()
+    assert torch.equal(value, printed)
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(mine.grad, theirs.grad, rtol=0, atol=1e-12)
+    assert (mine.grad - through.grad).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("direction", ["foreign_own", "own_foreign"])
+@pytest.mark.parametrize(
+    ("gradient", "averages"),
+    [("both", False), ("own", False), ("foreign", False), ("both", True), ("own", True)],
+)
+def test_every_reading_of_mutual_learning_equals_the_slow_loops(gradient: str, averages: bool, direction: str) -> None:
+    _, labels, modalities = random_batch(1)
+    visible, infrared, *others = four_logits(len(labels))
+    averaged = tuple(others) if averages else None
+    mine, theirs = ([part.clone().requires_grad_() for part in (visible, infrared)] for _ in range(2))
+    value = losses.mutual_learning_loss(*mine, modalities, gradient, direction, averaged)
+    expected = slow.eq5(*theirs, modalities, gradient, direction, averaged)
+    value.backward(), expected.backward()
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-12)
+    for found, wanted in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(found.grad, wanted.grad, rtol=0, atol=1e-12)
+
+
+def four_logits(count: int, seed: int = 3) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [2 * torch.randn(count, 12, generator=generator, dtype=torch.float64) for _ in range(4)]
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_classifier_losses_and_gradients_equal_the_slow_loops(seed: int) -> None:
     _, labels, modalities = random_batch(seed)
@@ -148,6 +187,62 @@ def test_classifier_losses_on_a_batch_worked_out_by_hand() -> None:
     # Eq. 5: visible KL(C_r || C_v) = 1/2 log 2/3 + 1/2 log 2, infrared KL(C_v || C_r) = 3/4 log 3/2 + 1/4 log 1/2
     expected = 0.5 * math.log(2 / 3) + 0.5 * math.log(2) + 0.75 * math.log(3 / 2) + 0.25 * math.log(1 / 2)
     assert float(losses.mutual_learning_loss(visible, infrared, modalities)) == pytest.approx(expected)
+
+
+def test_reversed_and_averaged_mutual_learning_on_a_batch_worked_out_by_hand() -> None:
+    # C_v says 3/4, 1/4 and C_r says 1/2, 1/2 of both images; the averaged C_v says 1/4, 3/4, the averaged C_r 1/2, 1/2.
+    visible, infrared = torch.tensor([[math.log(3.0), 0.0]]).repeat(2, 1), torch.zeros(2, 2)
+    # KL(C_v || C_r) of the visible image, KL(C_r || C_v) of the infrared one
+    expected = 0.75 * math.log(3 / 2) + 0.25 * math.log(1 / 2) + 0.5 * math.log(2 / 3) + 0.5 * math.log(2)
+    found = losses.mutual_learning_loss(visible, infrared, torch.tensor([0, 1]), direction="own_foreign")
+    assert float(found) == pytest.approx(expected)
+    # visible: own C_v, foreign the averaged C_r, 1/2 log 2/3 + 1/2 log 2; infrared: own C_r, foreign the averaged C_v
+    expected = 0.5 * math.log(2 / 3) + 0.5 * math.log(2) + 0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2)
+    averaged = (visible.flip(1), infrared)
+    found = losses.mutual_learning_loss(visible, infrared, torch.tensor([0, 1]), averaged=averaged)
+    assert float(found) == pytest.approx(expected)
+
+
+def test_what_is_held_fixed_in_mutual_learning_gets_no_gradient() -> None:
+    _, _, modalities, *_ = golden_batch("uneven", torch.float64)
+    logits, seen = four_logits(len(modalities)), modalities == 0
+    for gradient, averages in (("own", False), ("foreign", False), ("both", True), ("own", True)):
+        visible, infrared, *averaged = (part.clone().requires_grad_() for part in logits)
+        losses.mutual_learning_loss(
+            visible, infrared, modalities, gradient, averaged=tuple(averaged) if averages else None
+        ).backward()
+        own = seen if gradient != "foreign" else ~seen  # rows of C_v that learn; those of C_r are the others
+        assert torch.equal(visible.grad.abs().sum(1) > 0, own)
+        assert torch.equal(infrared.grad.abs().sum(1) > 0, ~own)
+        assert all(part.grad is None for part in averaged)
+
+
+def test_a_fixed_centre_moves_only_the_feature_that_is_pulled_to_it() -> None:
+    feat = torch.tensor([[0.0], [2.0], [50.0], [51.0]], dtype=torch.float64, requires_grad=True)
+    labels, modalities = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
+    losses.cross_modality_center_terms(feat, labels, modalities, center_gradient=False).pull.backward()
+    assert feat.grad[0].item() == pytest.approx(-0.25)  # half of what it is through the centres, see below
+
+
+@given(
+    seed=st.integers(0, 10_000), scale=st.floats(0.01, 20), direction=st.sampled_from(["foreign_own", "own_foreign"])
+)
+@settings(max_examples=30)
+def test_mutual_learning_is_never_negative_and_its_two_gradients_add_up(seed, scale, direction) -> None:
+    modalities = torch.tensor([0, 1, 1, 0, 1])
+    visible, infrared, *_ = (scale * part for part in four_logits(5, seed))
+    gradients, values = {}, {}
+    for gradient in ("both", "own", "foreign"):
+        leaves = [part.clone().requires_grad_() for part in (visible, infrared)]
+        values[gradient] = losses.mutual_learning_loss(*leaves, modalities, gradient, direction)
+        gradients[gradient] = torch.stack(torch.autograd.grad(values[gradient], leaves))
+    assert values["both"] >= -1e-12
+    assert values["both"] == values["own"] == values["foreign"]
+    torch.testing.assert_close(gradients["own"] + gradients["foreign"], gradients["both"], rtol=1e-9, atol=1e-9)
+    # reversed is the same as printed with the classifiers' names exchanged
+    other = {"foreign_own": "own_foreign", "own_foreign": "foreign_own"}[direction]
+    swapped = losses.mutual_learning_loss(infrared, visible, modalities, direction=other)
+    torch.testing.assert_close(swapped, values["both"], rtol=1e-9, atol=1e-12)
 
 
 def test_a_feature_on_its_centre_has_a_finite_gradient_of_zero() -> None:
@@ -327,6 +422,16 @@ Y, S = torch.tensor([7, 7, 9, 9]), torch.tensor([0, 1, 0, 1])
             "'anchor' .* 'center' .* 'centre'",
         ),
         (lambda: bare(losses.mutual_learning_loss)(FEAT, FEAT[:, :1], S), "must have one shape"),
+        (lambda: bare(losses.mutual_learning_loss)(FEAT, FEAT, S, averaged=(FEAT, FEAT[:1])), "must have one shape"),
+        (
+            lambda: bare(losses.mutual_learning_loss)(FEAT, FEAT, S, "none"),
+            "gradient must be one of both, own, foreign",
+        ),
+        (lambda: bare(losses.mutual_learning_loss)(FEAT, FEAT, S, direction="away"), "direction must be one of"),
+        (
+            lambda: losses.mutual_learning_loss(FEAT, FEAT, S, "foreign", averaged=(FEAT, FEAT)),
+            "nothing learns with gradient 'foreign'",
+        ),
         (lambda: bare(losses.mutual_learning_loss)(FEAT, FEAT, S[:3]), r"modalities must have shape \(4,\)"),
     ],
 )

@@ -35,7 +35,10 @@ def study_of(tmp_path: Path, rows: dict[str, dict[str, Any]] = ROWS, **block: An
 
 
 def changed(tmp_path: Path, **values: Any) -> Study:
-    return study_of(tmp_path, {"danet": DEFAULT, "odd": {**HALF, "set": values.pop("set", {}), **values}})
+    """A study with an odd row, which is looked up."""
+    study = study_of(tmp_path, {"danet": DEFAULT, "odd": {**HALF, "set": values.pop("set", {}), **values}})
+    study.reading("odd", 0)
+    return study
 
 
 # -------------------- rows
@@ -70,6 +73,13 @@ def test_a_module_that_the_variant_lacks_has_no_paths(tmp_path: Path) -> None:
         changed(tmp_path, variant="b_cc", set={"variant.ml.lambda_2": 1.0})
 
 
+def test_a_row_that_nothing_runs_does_not_stand_in_the_way_of_the_study(tmp_path: Path) -> None:
+    odd = {"odd": {**HALF, "set": {"variant.cc.margin": -1}}, "danet": DEFAULT}
+    assert study_of(tmp_path, odd).run("synth_sysu", "b_ml_cc", 1, 0).seed == 0
+    with pytest.raises(ConfigError, match=r"odd\.set: variant\.cc\.margin"):
+        study_of(tmp_path, odd, run=["odd"])
+
+
 def test_a_reading_changes_what_it_sets_and_nothing_else(tmp_path: Path) -> None:
     study = study_of(tmp_path)
     plain, read = study.run("synth_sysu", "b_ml_cc", 1, 2), study.reading("rho_half", 2)
@@ -90,7 +100,7 @@ def test_a_reading_changes_what_it_sets_and_nothing_else(tmp_path: Path) -> None
         ({"seeds": [1, 1]}, "readings.seeds: expected different seeds"),
         ({"rows": {"Rho": DEFAULT}}, "names of a-z, 0-9 and _"),
         ({"rows": {"odd": {**HALF, "set": {}}}}, "odd.against: expected null or a row that has null there"),
-        ({"rows": {"odd": {**DEFAULT, "variant": "b_cx"}}}, "unknown variant 'b_cx'"),
+        ({"rows": {"odd": {**DEFAULT, "variant": "b_cx"}}, "run": ["odd"]}, "unknown variant 'b_cx'"),
     ],
 )
 def test_a_study_that_does_not_hang_together_is_refused(tmp_path: Path, block: Any, message: str) -> None:

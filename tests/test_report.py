@@ -304,6 +304,26 @@ def rerank(record: dict[str, Any]) -> None:
         setting["rerank"] = {"k1": 20, "k2": 6, "lambda": 0.3}
 
 
+def euclidean(record: dict[str, Any]) -> None:
+    for setting in record["settings"].values():
+        setting["metric"] = "euclidean"
+
+
+def test_another_distance_is_named_in_every_caption(root: Path) -> None:
+    write_records(root, "synth_sysu", study())
+    for path in (root / "results" / "synth_sysu" / "metrics").glob("*.json"):
+        edit(path, euclidean)
+    for table in report.tables(scores.load_results(study(), "synth_sysu", root)):
+        assert "Ranked by euclidean distance between the features as they are" in table.caption
+
+
+def test_variants_that_share_a_module_must_share_its_reading(root: Path) -> None:
+    write_records(root, "synth_sysu", study())
+    edit(metrics(root, "synth_sysu", "b_ml_cc-t1-s0"), lambda r: r["config"]["variant"]["cc"].update(equation=2))
+    with pytest.raises(StudyError, match=r"b_cc-t1-s0 and b_ml_cc-t1-s0 differ in config.variant.cc.equation \(3 ag"):
+        scores.load_results(study(), "synth_sysu", root)
+
+
 def test_other_galleries_and_re_ranking_are_named_in_every_caption_and_nowhere_else(root: Path) -> None:
     write_records(root, "sysu", study())
     plain = scores.load_results(study(), "sysu", root)
@@ -321,13 +341,13 @@ def test_other_galleries_and_re_ranking_are_named_in_every_caption_and_nowhere_e
     assert shown["all_single"] is not None and shown["all_single"].mean == pytest.approx(20.0)
 
 
-@pytest.mark.parametrize("change", [random_seed_galleries, rerank], ids=["galleries", "rerank"])
+@pytest.mark.parametrize("change", [random_seed_galleries, rerank, euclidean], ids=["galleries", "rerank", "metric"])
 def test_a_table_refuses_to_mix_gallery_conventions_or_re_ranking(
     root: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:
     write_records(root, "sysu", study())
     edit(metrics(root, "sysu", "b_cc-t1-s0"), change)
-    with pytest.raises(StudyError, match=r"baseline-t1-s0 and b_cc-t1-s0 differ in \S*(galleries|rerank)"):
+    with pytest.raises(StudyError, match=r"baseline-t1-s0 and b_cc-t1-s0 differ in \S*(galleries|rerank|metric)"):
         scores.load_results(study(), "sysu", root)
 
 

@@ -267,9 +267,9 @@ def test_a_damaged_model_and_a_record_of_another_version_are_refused(one: Traine
         search.search(query_of(one), gallery, damaged)
     other = shutil.copytree(one.run, tmp_path / "other")
     record = json.loads((other / "record.json").read_text())
-    record["config"]["dataset"]["recipe"]["pooling"] = "gem"
+    record["config"]["dataset"]["recipe"]["temperature"] = 2
     (other / "record.json").write_text(json.dumps(record))
-    with pytest.raises(StudyError, match=r"record\.json.*unknown key 'pooling'.*another version"):
+    with pytest.raises(StudyError, match=r"record\.json.*unknown key 'temperature'.*another version"):
         search.search(query_of(one), gallery, other)
     for text in ("[]", "{}", '{"config": 3, "label": ""}'):
         (other / "record.json").write_text(text)

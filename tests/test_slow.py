@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from stores import PARAMS
@@ -27,6 +29,54 @@ def test_the_slow_total_is_what_training_minimises_for_every_variant(variant) ->
     trained = loss_terms(output, Batch(torch.empty(0), LABELS, MODALITIES), variant)["total"]
     total = slow.eq6(feat, *logits, LABELS, MODALITIES, variant)
     assert float(trained) == pytest.approx(float(total), abs=1e-6)  # L_id is computed in float32 there
+
+
+READINGS = [
+    {"equation": 1},
+    {"equation": 2},
+    {"features": "after_bn"},
+    {"features": "normalised"},
+    {"equation": 2, "features": "normalised"},
+    {"center_gradient": False},
+    {"negatives": "center"},
+    {"gradient": "own"},
+    {"gradient": "foreign"},
+    {"direction": "own_foreign"},
+    {"lambda_2": 0.0},
+    {"foreign_average": 0.9},
+]
+
+
+@pytest.mark.parametrize("reading", READINGS, ids=str)
+def test_the_slow_total_and_its_gradient_are_what_training_minimises_for_every_reading(reading) -> None:
+    variant = VARIANTS["b_ml_cc"]
+    cc = {key: value for key, value in reading.items() if hasattr(variant.cc, key)}
+    ml = {key: value for key, value in reading.items() if hasattr(variant.ml, key)}
+    variant = dataclasses.replace(
+        variant, cc=dataclasses.replace(variant.cc, **cc), ml=dataclasses.replace(variant.ml, **ml)
+    )
+    generator = torch.Generator().manual_seed(5)
+    sizes = (3, 3, 2, 2, 2, 2, 2)
+    drawn = [torch.randn(5, size, generator=generator, dtype=torch.float64) for size in sizes]
+    fast, loops = ([part.clone().requires_grad_() for part in drawn] for _ in range(2))
+    averaged = ([part.detach() for part in drawn[5:]]) if "foreign_average" in reading else [None, None]
+    output = Embedding(*fast[:5], *averaged)
+    trained = loss_terms(output, Batch(torch.empty(0), LABELS, MODALITIES), variant)["total"]
+    feat, feat_bn, *logits = loops[:5]
+    teachers = tuple(averaged) if "foreign_average" in reading else None
+    total = slow.eq6(feat, *logits, LABELS, MODALITIES, variant, feat_bn=feat_bn, averaged=teachers)
+    trained.backward(), total.backward()
+    assert trained.item() == pytest.approx(total.item(), abs=1e-6)  # L_id is computed in float32 there
+    for found, expected in zip(fast[:5], loops[:5], strict=True):
+        none = torch.zeros_like(found)
+        left, right = (none if part.grad is None else part.grad for part in (found, expected))
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-6)
+
+
+def test_the_slow_total_asks_for_the_features_that_it_lacks() -> None:
+    cc = dataclasses.replace(VARIANTS["b_cc"].cc, features="after_bn")
+    with pytest.raises(StudyError, match="after the BN neck here, found none; give `feat_bn`"):
+        slow.alignment(FEAT, LABELS, MODALITIES, cc)
 
 
 def test_triplet_terms_name_both_distances_of_each_image() -> None:

@@ -254,7 +254,14 @@ def test_the_record_says_where_the_weights_come_from(project, tmp_path):
     folder, record = run(project, small_config(variant="b_cc"), tmp_path)
     stored = json.loads(folder.record.read_text())
     assert stored == record
-    assert stored["config"]["variant"]["cc"] == {"lambda_1": 1.0, "margin": 0.7, "negatives": "anchor"}
+    assert stored["config"]["variant"]["cc"] == {
+        "lambda_1": 1.0,
+        "margin": 0.7,
+        "equation": 3,
+        "negatives": "anchor",
+        "features": "before_bn",
+        "center_gradient": True,
+    }
     assert {"data_sha256", "weights_sha256", "model_sha256", "fingerprint"} <= stored["provenance"].keys()
     assert {"python", "libraries", "device", "code", "train_code_sha256"} == stored["versions"].keys()
     assert stored["versions"]["device"].keys() == {"type", "name", "threads"}
