@@ -60,12 +60,11 @@ def read(
         expected = None if dataset.synthetic else module.EXPECTED
     root = dataset.raw_root() if root is None else root
     if dataset.synthetic and not root.is_dir():
-        raise StudyError(f"{root} is missing; render it: python -m data_prep prepare {dataset.name}")
+        raise StudyError(f"{root} is no folder; render the tree: python -m data_prep prepare {dataset.name}")
     if not dataset.synthetic and not root.is_dir():
         variable = {"sysu": "SYSU_MM01_ROOT", "regdb": "REGDB_ROOT"}[dataset.layout]
         raise StudyError(
-            f"{dataset.title} is switched on but its images are not at {root}: expected the tree {module.TREE}; get "
-            f"them through "
+            f"{dataset.title}'s images are not at {root}: expected the tree {module.TREE}; get them through "
             f"{module.LICENCE}, put them there, set {variable}, or take {dataset.name} out of `study` in params.yaml"
         )
     allow_partial = allow_partial or dataset.allow_partial
