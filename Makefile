@@ -31,7 +31,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(shell rm -f $(READY))
 endif
 
-SETS ?= sysu regdb
+override SETS := $(or $(strip $(SETS)),sysu regdb)
 TRIALS ?= 1-10
 DATASET ?= regdb
 STAGE ?= train_sysu@synth_sysu-1-baseline-0
@@ -42,7 +42,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^#/!q; s/^# //p' Makefile
 
 setup: $(READY)
 	@$(BIN)/python -m tools.checkout

@@ -124,8 +124,9 @@ def run_name(variant: str, trial: int, seed: int) -> str:
 def load_results(study: Study, dataset: str, root: Path | str = ".") -> Results:
     """Read the records of the runs that `study` lists for `dataset`, from `<root>/results/<dataset>/metrics`.
 
-    A listed run without a record is no error. Raises StudyError for an unknown data set, a damaged record, a record of
-    another data set or run, and records that cannot stand in one table (see `check_comparable`).
+    A listed run without a record is no error. Title and labels are those of `study` now. Raises StudyError for an
+    unknown data set, a damaged record, a record of another data set or run, and records that cannot stand in one table
+    (see `check_comparable`).
     """
     row = study.dataset(dataset)
     variants = []
@@ -143,6 +144,8 @@ def load_results(study: Study, dataset: str, root: Path | str = ".") -> Results:
             records[name] = load_record(path)
             for key in ("dataset", "layout", "synthetic"):
                 _expect(path, key, records[name][key], getattr(results, key))
+            # Words of params.yaml, not of the run: figures say what the tables beside them say.
+            records[name] |= {"title": row.title, "label": study.variants[records[name]["variant"]].label}
     check_comparable(records)
     return dataclasses.replace(results, records=records)
 
@@ -178,9 +181,14 @@ def tidy(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def load_training(results: Results) -> list[Record]:
-    """The training records (`runs/<dataset>/<run>/record.json`) of the listed runs that exist, in table order."""
+    """The training records (`runs/<dataset>/<run>/record.json`) of the listed runs that exist, in table order.
+
+    Labels are those of params.yaml now.
+    """
+    labels = {row.name: row.label for row in results.variants}
     paths = [results.root / "runs" / results.dataset / run / "record.json" for run in results.runs]
-    return [read_json(path) for path in paths if path.exists()]
+    records = [read_json(path) for path in paths if path.exists()]
+    return [{**record, "label": labels[record["variant"]]} for record in records]
 
 
 def load_features(results: Results) -> dict[str, dict[str, np.ndarray]]:

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from fixtures import records
 from fixtures.notebooks import run_notebook
-from fixtures.records import cells, edit, metrics, study, write_records
+from fixtures.records import cells, edit, metrics, study, write_records, write_runs
 
 from danet_core import report, scores
 from danet_core.config import load_study
@@ -180,6 +180,18 @@ def test_the_studys_own_params_are_understood(root: Path) -> None:
         assert len(results.missing) == len(results.runs) == len(set(results.runs))
     modules = {row.name: row.modules for row in results.variants}
     assert all(modules[name] == (("cc",) if name == "b_cc" else ()) for name in ("baseline", "b_cc") if name in modules)
+
+
+def test_figures_and_tables_say_the_title_and_labels_that_params_yaml_has_now(root: Path) -> None:
+    write_records(root, "synth_sysu", study())
+    write_runs(root, "synth_sysu", study())
+    for path in [*root.glob("results/synth_sysu/metrics/*.json"), *root.glob("runs/synth_sysu/*/record.json")]:
+        edit(path, lambda record: record.update(label=f"old {record['label']}", title="an old title"))
+    results = scores.load_results(study(), "synth_sysu", root)
+    labels = {row.name: row.label for row in results.variants}
+    for record in (*results.records.values(), *scores.load_training(results)):
+        assert record["label"] == labels[record["variant"]]
+    assert {record["title"] for record in results.records.values()} == {results.title}
 
 
 def test_the_records_of_these_tests_have_the_configuration_of_a_real_run() -> None:
