@@ -444,6 +444,7 @@ def load_study(path: str | Path = "params.yaml") -> Study:
         raw["datasets"] = {name: {"name": name, **row} if isinstance(row, dict) else row for name, row in rows}
     study = build(Study, raw, str(path))
     _check_names(study, path)
+    _check_roots(study, path)
     _check_modules(study, path)
     _check_switches(study, path)
     _check_tuning(study, path)
@@ -466,6 +467,17 @@ def _check_names(study: Study, path: Path) -> None:
             raise ConfigError(
                 f"{path}: variants.{name}.label: expected a label of its own, found {variant.label!r}, {found}; "
                 "change it"
+            )
+
+
+def _check_roots(study: Study, path: Path) -> None:
+    """Two renderings in one folder would draw each other's images over, back and forth."""
+    drawn: dict[Path, Dataset] = {}
+    for row in study.datasets.values():
+        if row.render is not None and (other := drawn.setdefault(Path(row.root), row)).render != row.render:
+            raise ConfigError(
+                f"{path}: datasets.{row.name}.root: expected a folder of its own, found {row.root!r}, where "
+                f"{other.name} is rendered otherwise; name another"
             )
 
 

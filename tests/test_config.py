@@ -98,6 +98,7 @@ def test_the_embedded_milestones_are_the_papers_shares_of_the_epochs():
         ("  synth_regdb:\n", "  synth.regdb:\n", "datasets has a row named 'synth.regdb'"),
         ('label: "B + CC"', 'label: "Baseline"', "variants.b_cc.label: expected a label of its own, found 'Baseline'"),
         ('label: "B + CC"', 'label: " "', "variants.b_cc.label: expected a label of its own, found ' ', empty"),
+        ("root: data/raw/synth_regdb\n", "root: data/raw//synth_sysu\n", "where synth_sysu is rendered otherwise"),
         ("dataset: synth_sysu", "dataset: synth_regdb", "found synth_regdb with layout regdb"),
         ("dataset: synth_sysu", "dataset: sysu", "whose split val is not trained on, found sysu with train_splits"),
         ("  steps: 600\n  lr: 0.001\n  weight_decay: 0.0005", "  steps: 600\n  lr: 0.001\n  weight_decay: -1", "-1.0"),
@@ -179,3 +180,11 @@ def test_captions_and_folders_are_no_part_of_what_a_run_depends_on(edited):
         load_study(edited("root: data/raw/synth_sysu", "root: elsewhere")).run("synth_sysu", "b_cc", 1, 0).resolved()
     )
     assert plain == moved
+
+
+def test_two_rows_may_share_one_rendering_at_two_image_sizes(edited):
+    text = PARAMS.read_text(encoding="utf-8")
+    row = text[text.index("  synth_regdb:\n") : text.index("  synth_sysu_paper_scale:")]
+    small = row.replace("synth_regdb:", "synth_regdb_small:").replace("height: 96, width: 48", "height: 64, width: 32")
+    study = load_study(edited(row, row + small))
+    assert study.dataset("synth_regdb_small").render == study.dataset("synth_regdb").render
