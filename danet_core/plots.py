@@ -120,7 +120,7 @@ def cmc_curves(
 
 
 def _marks(record: Record) -> list[str]:
-    """A line on what sets a record apart from the benchmark's plain protocol, as `Results.markers` says it; or none."""
+    """A line on partial data, other galleries and re-ranking, of which `Results.markers` tells the tables; or none."""
     setting = next(iter(record["settings"].values()))
     marks = ["a part of the data set"] * bool(record["partial"])
     marks += ["galleries by random.seed(trial)"] * (setting.get("galleries") == "random_seed")

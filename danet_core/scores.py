@@ -44,6 +44,8 @@ RANDOM_SEED_NOTE = (
     "Galleries drawn with `random.seed(trial)`, single-shot only, not by `rand_perm_cam.mat`: not comparable with "
     "scores over the published galleries."
 )
+GALLERIES = 10  # random galleries of SYSU-MM01's protocol
+FEWER_NOTE = "Means over {} of the protocol's ten random galleries: not the benchmark's figures."
 RERANK_NOTE = "Re-ranked by k-reciprocal neighbours ({}): not comparable with scores without re-ranking."
 
 # fmt: off
@@ -93,13 +95,16 @@ class Results:
     def markers(self) -> tuple[str, ...]:
         """Sentences on what sets these records apart from the benchmark's plain protocol; none as a rule.
 
-        A part of the data set, SYSU-MM01's other gallery convention (a setting has `galleries: random_seed`), and
-        re-ranking (a setting has `rerank`, a mapping of its parameters).
+        A part of the data set, SYSU-MM01's other gallery convention (a setting has `galleries: random_seed`), fewer
+        than its ten galleries, and re-ranking (a setting has `rerank`, a mapping of its parameters).
         """
         notes = [PARTIAL_NOTE] if self.partial else []
         settings = [one for record in self.records.values() for one in record["settings"].values()]
         if any(_random_galleries(one) for one in settings):
             notes.append(RANDOM_SEED_NOTE)
+        drawn = min((len(one["per_trial"]) for one in settings), default=GALLERIES)
+        if self.layout == "sysu" and drawn < GALLERIES:
+            notes.append(FEWER_NOTE.format(drawn))
         # dict.fromkeys: a set that keeps its order
         for rerank in dict.fromkeys(_rerank_words(one["rerank"]) for one in settings if one.get("rerank")):
             notes.append(RERANK_NOTE.format(rerank))
