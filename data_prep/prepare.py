@@ -79,13 +79,14 @@ def prepare(
 ) -> Reading:
     """Render if embedded, read and verify a data set, and write data/prepared/<dataset>, whole or not at all.
 
-    Raises StudyError for the first finding that is neither accepted as documented nor, with `allow_partial` here or in
-    params.yaml, a difference in counts.
+    Raises StudyError for rendered images in the place of real ones, and for the first finding that is neither accepted
+    as documented nor, with `allow_partial` here or in params.yaml, a difference in counts.
     """
     allow_partial = allow_partial or dataset.allow_partial
     final = folders.prepared / dataset.name
     with exclusive(lock_path(final), f"the preparation of {dataset.name}"):
         render(dataset)
+        _refuse_rendered(dataset)
         reading = read(dataset, allow_partial=allow_partial, expected=expected)
         partial = reading.settle(allow_partial, f"python -m data_prep verify {dataset.name}")
         with _temporary_folder(final) as folder:
@@ -95,6 +96,16 @@ def prepare(
             atomic_write_json(folder / INVENTORY, reading.inventory(dataset.name, dataset.synthetic, partial))
             replace_folder(folder, final)
     return reading
+
+
+def _refuse_rendered(dataset: Dataset) -> None:
+    """Rendered images never pass for real ones, not even as a part of them that was allowed."""
+    path = dataset.raw_root() / "render.json"
+    if not dataset.synthetic and path.is_file():
+        raise StudyError(
+            f"{path.parent} was rendered by this study, as its {path.name} says; expected the real images of "
+            f"{dataset.title}: name another folder, or run the rendered data set"
+        )
 
 
 def _check_against_render(reading: Reading) -> None:

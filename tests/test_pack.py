@@ -572,6 +572,16 @@ def test_unknown_names_and_wrong_usage_have_their_own_exit_status(params: Path, 
     assert "--workers: expected a whole number of at least 1, found '0'" in capsys.readouterr().err
 
 
+def test_rendered_images_never_pass_for_a_part_of_the_real_ones(params: Path, capsys) -> None:
+    root = trees.write_regdb(Path("data/raw/RegDB"), trees.RegdbPlan(20), linked=True)
+    (root / "render.json").write_text("{}")
+    assert cli.main(["prepare", "regdb", "--allow-partial"]) == 1
+    assert "data/raw/RegDB was rendered by this study" in capsys.readouterr().err
+    assert not Path("data/prepared/regdb").exists()
+    (root / "render.json").unlink()
+    assert cli.main(["prepare", "regdb", "--allow-partial"]) == 0
+
+
 def test_a_tree_that_is_not_there_is_not_called_switched_on_and_a_file_is_not_called_missing(
     params: Path, tmp_path: Path, capsys
 ) -> None:
