@@ -35,7 +35,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(shell rm -f $(READY))
 endif
 
-SETS ?= sysu regdb
+override SETS := $(or $(strip $(SETS)),sysu regdb)
 TRIALS ?= 1-10
 DATASET ?= regdb
 JOBS ?= $(shell nproc 2>/dev/null || echo 1)
@@ -47,7 +47,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^#/!q; s/^# //p' Makefile
 
 setup: $(READY)
 	@$(BIN)/python -m tools.checkout

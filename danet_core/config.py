@@ -294,6 +294,8 @@ class Pretraining:
         _require(2 <= self.batch_size <= crops, "batch_size", self.batch_size, f"2 to the number of crops, {crops}")
         _require(self.steps >= 1, "steps", self.steps, "at least 1")
         _require(self.lr > 0, "lr", self.lr, "a learning rate above 0")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "a number of at least 0")
+        _require(self.seed >= 0, "seed", self.seed, "a whole number of at least 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -613,10 +615,43 @@ def load_study(path: str | Path = "params.yaml") -> Study:
         rows = raw["datasets"].items()
         raw["datasets"] = {name: {"name": name, **row} if isinstance(row, dict) else row for name, row in rows}
     study = build(Study, raw, str(path))
+    _check_names(study, path)
+    _check_roots(study, path)
     _check_modules(study, path)
     _check_switches(study, path)
     _check_readings(study, path)
+    _check_tuning(study, path)
     return study
+
+
+def _check_names(study: Study, path: Path) -> None:
+    """Names become folders, stages and words of a command line; labels tell variants apart in tables and figures."""
+    for key, names in (("datasets", study.datasets), ("variants", study.variants)):
+        for name in names:
+            if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+                raise ConfigError(
+                    f"{path}: {key} has a row named {name!r}, expected a letter, then letters, digits, "
+                    "underscores and hyphens; rename it"
+                )
+    rows: dict[str, str] = {}
+    for name, variant in study.variants.items():
+        if not variant.label.strip() or (other := rows.setdefault(variant.label, name)) != name:
+            found = f"that of {other} too" if variant.label.strip() else "empty"
+            raise ConfigError(
+                f"{path}: variants.{name}.label: expected a label of its own, found {variant.label!r}, {found}; "
+                "change it"
+            )
+
+
+def _check_roots(study: Study, path: Path) -> None:
+    """Two renderings in one folder would draw each other's images over, back and forth."""
+    drawn: dict[Path, Dataset] = {}
+    for row in study.datasets.values():
+        if row.render is not None and (other := drawn.setdefault(Path(row.root), row)).render != row.render:
+            raise ConfigError(
+                f"{path}: datasets.{row.name}.root: expected a folder of its own, found {row.root!r}, where "
+                f"{other.name} is rendered otherwise; name another"
+            )
 
 
 def _check_modules(study: Study, path: Path) -> None:
@@ -651,6 +686,13 @@ def _check_switches(study: Study, path: Path) -> None:
             raise ConfigError(
                 f"{path}: study.variants lists {twin} and {name}, which train the same model; remove one of the two"
             )
+    used = {"variants": study.study.datasets, "seeds": study.study.datasets, "trials": study.study.regdb}
+    for key, datasets in used.items():
+        if datasets and not getattr(study.study, key):
+            raise ConfigError(
+                f"{path}: study.{key}: expected at least one for {', '.join(datasets)}, found none; add one, or take "
+                "the data sets out"
+            )
     for dataset in study.study.datasets:
         trials = (1,) if study.dataset(dataset).layout == "sysu" else study.study.trials
         for variant in study.study.variants:
@@ -678,8 +720,22 @@ def _check_readings(study: Study, path: Path) -> None:
             )
 
 
+def _check_tuning(study: Study, path: Path) -> None:
+    """Hyper-parameters are chosen on identities that no candidate is trained on, or the choice is worth nothing."""
+    row = study.dataset(study.tuning.dataset)
+    if row.layout != "sysu" or "val" in row.train_splits:
+        found = f"layout {row.layout}" if row.layout != "sysu" else f"train_splits {list(row.train_splits)}"
+        raise ConfigError(
+            f"{path}: tuning.dataset: expected a data set of layout sysu whose split val is not trained on, found "
+            f"{row.name} with {found}; name another"
+        )
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key stands once, and `5e-4` is a number as in YAML 1.2 (DVC reads the file so)."""
+    """YAML in which a key stands once, and a number is what it is in YAML 1.2, as which DVC reads the file.
+
+    `5e-4` is one. `010`, `1_000` and `1:30` are 8, 1000 and 90 in YAML 1.1 only: here they are text, and so refused.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -695,13 +751,15 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 _StrictLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "int", "float")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _bool = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
-_float = re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+)$")
+_int = re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$")
+_float = re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$")
 _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", _bool, list("tTfF"))
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _float, list("-+0123456789"))
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:int", _int, list("-+0123456789"))
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _float, list("-+.0123456789"))
 
 
 def build(kind: Any, value: Any, where: str) -> Any:

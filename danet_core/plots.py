@@ -80,9 +80,12 @@ def cmc_curves(
     records: evaluation records (`results/<dataset>/metrics/<run>.json`); settings: keys of the record, with words for
     the panel's title. The line is the mean over a variant's runs (trials and seeds), the band reaches from the lowest
     to the highest curve of any run and gallery, where there are several. All panels have the same limits. Percent.
+    A setting that was not scored has no panel (`random_seed` galleries know no multi-shot search), and the title says
+    what is not the published protocol.
     Raises StudyError when there is no record.
     """
     need(records, "evaluation record")
+    settings = {name: words for name, words in settings.items() if name in records[0]["settings"]}
     labels = {record["variant"]: record["label"] for record in records}
     with style():
         figure, axes = panels(len(settings), columns=2, height=2.6, sharey=True)
@@ -112,8 +115,17 @@ def cmc_curves(
             axes[0].fill_between(
                 [], [], [], color="#9A9A9A", alpha=0.3, linewidth=0, label="range over galleries and runs"
             )
-        finish(figure, axes, f"CMC on {records[0]['title']}", records[0]["synthetic"])
+        finish(figure, axes, "\n".join([f"CMC on {records[0]['title']}", *_marks(records[0])]), records[0]["synthetic"])
     return figure
+
+
+def _marks(record: Record) -> list[str]:
+    """A line on partial data, other galleries and re-ranking, of which `Results.markers` tells the tables; or none."""
+    setting = next(iter(record["settings"].values()))
+    marks = ["a part of the data set"] * bool(record["partial"])
+    marks += ["galleries by random.seed(trial)"] * (setting.get("galleries") == "random_seed")
+    marks += ["re-ranked"] * bool(setting.get("rerank"))
+    return [f"not comparable with the published protocol: {', '.join(marks)}"] if marks else []
 
 
 def camera_pairs(records: Sequence[Record]) -> StudyFigure:

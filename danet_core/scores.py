@@ -45,6 +45,8 @@ RANDOM_SEED_NOTE = (
     "scores over the published galleries."
 )
 METRIC_NOTE = "Ranked by {} distance between the features as they are, not by cosine distance."
+GALLERIES = 10  # random galleries of SYSU-MM01's protocol
+FEWER_NOTE = "Means over {} of the protocol's ten random galleries: not the benchmark's figures."
 RERANK_NOTE = "Re-ranked by k-reciprocal neighbours ({}): not comparable with scores without re-ranking."
 
 # fmt: off
@@ -94,14 +96,17 @@ class Results:
     def markers(self) -> tuple[str, ...]:
         """Sentences on what sets these records apart from the benchmark's plain protocol; none as a rule.
 
-        A part of the data set, SYSU-MM01's other gallery convention (a setting has `galleries: random_seed`), another
-        distance than cosine (a setting has `metric`), and re-ranking (a setting has `rerank`, a mapping of its
-        parameters).
+        A part of the data set, SYSU-MM01's other gallery convention (a setting has `galleries: random_seed`), fewer
+        than its ten galleries, another distance than cosine (a setting has `metric`), and re-ranking (a setting has
+        `rerank`, a mapping of its parameters).
         """
         notes = [PARTIAL_NOTE] if self.partial else []
         settings = [one for record in self.records.values() for one in record["settings"].values()]
         if any(_random_galleries(one) for one in settings):
             notes.append(RANDOM_SEED_NOTE)
+        drawn = min((len(one["per_trial"]) for one in settings), default=GALLERIES)
+        if self.layout == "sysu" and drawn < GALLERIES:
+            notes.append(FEWER_NOTE.format(drawn))
         # dict.fromkeys: a set that keeps its order
         for metric in dict.fromkeys(one["metric"] for one in settings if one.get("metric")):
             notes.append(METRIC_NOTE.format(metric))
@@ -128,8 +133,9 @@ def run_name(variant: str, trial: int, seed: int) -> str:
 def load_results(study: Study, dataset: str, root: Path | str = ".") -> Results:
     """Read the records of the runs that `study` lists for `dataset`, from `<root>/results/<dataset>/metrics`.
 
-    A listed run without a record is no error. Raises StudyError for an unknown data set, a damaged record, a record of
-    another data set or run, and records that cannot stand in one table (see `check_comparable`).
+    A listed run without a record is no error. Title and labels are those of `study` now. Raises StudyError for an
+    unknown data set, a damaged record, a record of another data set or run, and records that cannot stand in one table
+    (see `check_comparable`).
     """
     row = study.dataset(dataset)
     variants = []
@@ -147,6 +153,8 @@ def load_results(study: Study, dataset: str, root: Path | str = ".") -> Results:
             records[name] = load_record(path)
             for key in ("dataset", "layout", "synthetic"):
                 _expect(path, key, records[name][key], getattr(results, key))
+            # Words of params.yaml, not of the run: figures say what the tables beside them say.
+            records[name] |= {"title": row.title, "label": study.variants[records[name]["variant"]].label}
     check_comparable(records)
     return dataclasses.replace(results, records=records)
 
@@ -182,9 +190,14 @@ def tidy(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def load_training(results: Results) -> list[Record]:
-    """The training records (`runs/<dataset>/<run>/record.json`) of the listed runs that exist, in table order."""
+    """The training records (`runs/<dataset>/<run>/record.json`) of the listed runs that exist, in table order.
+
+    Labels are those of params.yaml now.
+    """
+    labels = {row.name: row.label for row in results.variants}
     paths = [results.root / "runs" / results.dataset / run / "record.json" for run in results.runs]
-    return [read_json(path) for path in paths if path.exists()]
+    records = [read_json(path) for path in paths if path.exists()]
+    return [{**record, "label": labels[record["variant"]]} for record in records]
 
 
 def load_features(results: Results) -> dict[str, dict[str, np.ndarray]]:

@@ -60,12 +60,11 @@ def read(
         expected = None if dataset.synthetic else module.EXPECTED
     root = dataset.raw_root() if root is None else root
     if dataset.synthetic and not root.is_dir():
-        raise StudyError(f"{root} is missing; render it: python -m data_prep prepare {dataset.name}")
+        raise StudyError(f"{root} is no folder; render the tree: python -m data_prep prepare {dataset.name}")
     if not dataset.synthetic and not root.is_dir():
         variable = {"sysu": "SYSU_MM01_ROOT", "regdb": "REGDB_ROOT"}[dataset.layout]
         raise StudyError(
-            f"{dataset.title} is switched on but its images are not at {root}: expected the tree {module.TREE}; get "
-            f"them through "
+            f"{dataset.title}'s images are not at {root}: expected the tree {module.TREE}; get them through "
             f"{module.LICENCE}, put them there, set {variable}, or take {dataset.name} out of `study` in params.yaml"
         )
     allow_partial = allow_partial or dataset.allow_partial
@@ -80,13 +79,14 @@ def prepare(
 ) -> Reading:
     """Render if embedded, read and verify a data set, and write data/prepared/<dataset>, whole or not at all.
 
-    Raises StudyError for the first finding that is neither accepted as documented nor, with `allow_partial` here or in
-    params.yaml, a difference in counts.
+    Raises StudyError for rendered images in the place of real ones, and for the first finding that is neither accepted
+    as documented nor, with `allow_partial` here or in params.yaml, a difference in counts.
     """
     allow_partial = allow_partial or dataset.allow_partial
     final = folders.prepared / dataset.name
     with exclusive(lock_path(final), f"the preparation of {dataset.name}"):
         render(dataset)
+        _refuse_rendered(dataset)
         reading = read(dataset, allow_partial=allow_partial, expected=expected)
         partial = reading.settle(allow_partial, f"python -m data_prep verify {dataset.name}")
         with _temporary_folder(final) as folder:
@@ -96,6 +96,16 @@ def prepare(
             atomic_write_json(folder / INVENTORY, reading.inventory(dataset.name, dataset.synthetic, partial))
             replace_folder(folder, final)
     return reading
+
+
+def _refuse_rendered(dataset: Dataset) -> None:
+    """Rendered images never pass for real ones, not even as a part of them that was allowed."""
+    path = dataset.raw_root() / "render.json"
+    if not dataset.synthetic and path.is_file():
+        raise StudyError(
+            f"{path.parent} was rendered by this study, as its {path.name} says; expected the real images of "
+            f"{dataset.title}: name another folder, or run the rendered data set"
+        )
 
 
 def _check_against_render(reading: Reading) -> None:

@@ -114,6 +114,19 @@ def test_the_embedded_milestones_are_the_papers_shares_of_the_epochs():
         ("rerank: null", "rerank: {k1: 20, k2: 6, lambda_value: 2}", "expected a weight from 0 to 1, found 2.0"),
         ("rerank: null", "rerank: {k1: 20, k2: 6}", "evaluation.rerank: key 'lambda_value' is missing"),
         ("study:", "study: [", "is not valid YAML"),
+        ("seeds: [0]", "seeds: []", "study.seeds: expected at least one for synth_sysu, synth_regdb, found none"),
+        ("trials: [1]", "trials: []", "study.trials: expected at least one for synth_regdb, found none"),
+        ("  b_cc: {", "  b cc: {", "variants has a row named 'b cc', expected a letter"),
+        ("  b_cc: {", "  ../b_cc: {", "variants has a row named '../b_cc'"),
+        ("  b_cc: {", "  b_cc;ls: {", "variants has a row named 'b_cc;ls'"),
+        ("  b_cc: {", "  1: {", "variants has a row named 1,"),
+        ("  synth_regdb:\n", "  synth.regdb:\n", "datasets has a row named 'synth.regdb'"),
+        ('label: "B + CC"', 'label: "Baseline"', "variants.b_cc.label: expected a label of its own, found 'Baseline'"),
+        ('label: "B + CC"', 'label: " "', "variants.b_cc.label: expected a label of its own, found ' ', empty"),
+        ("root: data/raw/synth_regdb\n", "root: data/raw//synth_sysu\n", "where synth_sysu is rendered otherwise"),
+        ("dataset: synth_sysu", "dataset: synth_regdb", "found synth_regdb with layout regdb"),
+        ("dataset: synth_sysu", "dataset: sysu", "whose split val is not trained on, found sysu with train_splits"),
+        ("  steps: 600\n  lr: 0.001\n  weight_decay: 0.0005", "  steps: 600\n  lr: 0.001\n  weight_decay: -1", "-1.0"),
     ],
 )
 def test_a_wrong_value_is_one_sentence_that_names_file_key_and_value(edited, old, new, message):
@@ -123,13 +136,26 @@ def test_a_wrong_value_is_one_sentence_that_names_file_key_and_value(edited, old
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("seed", ["010", "1_000", "1:30", "0b1"])
+def test_a_number_that_dvc_would_read_as_another_one_is_refused(edited, seed):
+    with pytest.raises(ConfigError, match=r"study\.seeds\[0\]: expected a whole number, found '"):
+        load_study(edited("seeds: [0]", f"seeds: [{seed}]"))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("35e-5", 35e-5), ("3.5E-4", 3.5e-4), (".5", 0.5), ("1.", 1.0), ("+0.25", 0.25), ("2", 2.0)]
+)
+def test_a_number_is_read_as_dvc_reads_it(edited, text, value):
+    from ruamel.yaml import YAML
+
+    path = edited("    lr: 0.00035", f"    lr: {text}")
+    assert load_study(path).recipes["paper"].lr == value
+    assert YAML(typ="safe").load(path.read_text(encoding="utf-8"))["recipes"]["paper"]["lr"] == value
+
+
 def test_a_missing_file_says_where_to_look(tmp_path):
     with pytest.raises(ConfigError, match=r"params\.yaml is missing; run from the project's root"):
         load_study(tmp_path / "params.yaml")
-
-
-def test_numbers_in_exponent_form_mean_the_same_to_dvc_and_to_the_study(edited):
-    assert load_study(edited("    lr: 0.00035", "    lr: 35e-5")).recipes["paper"].lr == 35e-5
 
 
 def test_dvc_reads_the_same_values_as_the_study():
@@ -247,3 +273,11 @@ def test_captions_and_folders_are_no_part_of_what_a_run_depends_on(edited):
         load_study(edited("root: data/raw/synth_sysu", "root: elsewhere")).run("synth_sysu", "b_cc", 1, 0).resolved()
     )
     assert plain == moved
+
+
+def test_two_rows_may_share_one_rendering_at_two_image_sizes(edited):
+    text = PARAMS.read_text(encoding="utf-8")
+    row = text[text.index("  synth_regdb:\n") : text.index("  synth_sysu_paper_scale:")]
+    small = row.replace("synth_regdb:", "synth_regdb_small:").replace("height: 96, width: 48", "height: 64, width: 32")
+    study = load_study(edited(row, row + small))
+    assert study.dataset("synth_regdb_small").render == study.dataset("synth_regdb").render

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -157,3 +159,11 @@ def test_every_import_of_the_project_is_a_direct_dependency() -> None:
 def test_every_package_folder_is_installed() -> None:
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
     assert packages == set(PROJECT["tool"]["setuptools"]["packages"])
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_alone_prints_its_commands_and_none_of_the_comments_on_how_they_work(tmp_path: Path):
+    shutil.copyfile(ROOT / "Makefile", tmp_path / "Makefile")
+    done = subprocess.run(["make", "--silent"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    head = [line.removeprefix("# ") for line in MAKEFILE.partition("\n\n")[0].splitlines()]
+    assert [line for line in done.stdout.splitlines() if not line.startswith("make[")] == head

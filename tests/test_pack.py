@@ -566,6 +566,34 @@ def test_unknown_names_and_wrong_usage_have_their_own_exit_status(params: Path, 
         with pytest.raises(SystemExit) as caught:
             cli.main(arguments)
         assert caught.value.code == 2
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main(["pack", "sysu", "--workers", "0"])
+    assert "--workers: expected a whole number of at least 1, found '0'" in capsys.readouterr().err
+
+
+def test_rendered_images_never_pass_for_a_part_of_the_real_ones(params: Path, capsys) -> None:
+    root = trees.write_regdb(Path("data/raw/RegDB"), trees.RegdbPlan(20), linked=True)
+    (root / "render.json").write_text("{}")
+    assert cli.main(["prepare", "regdb", "--allow-partial"]) == 1
+    assert "data/raw/RegDB was rendered by this study" in capsys.readouterr().err
+    assert not Path("data/prepared/regdb").exists()
+    (root / "render.json").unlink()
+    assert cli.main(["prepare", "regdb", "--allow-partial"]) == 0
+
+
+def test_a_tree_that_is_not_there_is_not_called_switched_on_and_a_file_is_not_called_missing(
+    params: Path, tmp_path: Path, capsys
+) -> None:
+    for dataset, variable in (("sysu", "SYSU_MM01_ROOT"), ("regdb", "REGDB_ROOT")):
+        assert cli.main(["verify", dataset, "--root", str(tmp_path / "none")]) == 1
+        told = capsys.readouterr().err
+        assert f"images are not at {tmp_path / 'none'}: expected the tree" in told and variable in told
+        assert "is switched on" not in told
+    file = tmp_path / "file"
+    file.touch()
+    assert cli.main(["verify", "synth_sysu", "--root", str(file)]) == 1
+    assert f"{file} is no folder; render the tree" in capsys.readouterr().err
 
 
 def test_preparing_packing_and_verifying_load_no_torch(params: Path, tmp_path: Path) -> None:

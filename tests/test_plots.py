@@ -88,6 +88,29 @@ def test_cmc_of_one_run_without_several_galleries_has_no_band() -> None:
     assert not [text for text in figure.legends[0].get_texts() if "range" in text.get_text()]
 
 
+def test_cmc_of_random_seed_galleries_has_no_multi_shot_panel_and_says_what_it_is() -> None:
+    run = records.record("synth_sysu", "b_cc")
+    run["settings"] = {name: one for name, one in run["settings"].items() if name.endswith("_single")}
+    for setting in run["settings"].values():
+        setting["galleries"] = "random_seed"
+    figure = plots.cmc_curves([run], scores.SETTINGS["sysu"])
+    assert [axis.get_title().partition("\n")[0] for axis in panels(figure)] == [
+        "all-search, single-shot",
+        "indoor-search, single-shot",
+    ]
+    assert "not comparable with the published protocol: galleries by random.seed(trial)" in title(figure)
+
+
+def test_cmc_of_re_ranked_scores_on_a_part_of_the_data_says_so_and_the_plain_protocol_says_nothing() -> None:
+    plain, other = records.record("synth_regdb", "b_cc"), records.record("synth_regdb", "b_cc")
+    other["partial"] = True
+    for setting in other["settings"].values():
+        setting["rerank"] = {"k1": 20, "k2": 6, "lambda_value": 0.3}
+    drawn = [title(plots.cmc_curves([run], scores.SETTINGS["regdb"])) for run in (plain, other)]
+    assert "published protocol" not in drawn[0]
+    assert "published protocol: a part of the data set, re-ranked" in drawn[1]
+
+
 def test_camera_pairs_show_the_mean_of_the_runs_on_one_scale_with_the_same_place_framed() -> None:
     runs = [records.record("synth_sysu", name, seed=seed) for name in ("baseline", "b_cc") for seed in (0, 1)]
     figure = plots.camera_pairs(runs)

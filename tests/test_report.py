@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from fixtures import records
 from fixtures.notebooks import run_notebook
-from fixtures.records import cells, edit, metrics, study, write_records
+from fixtures.records import cells, edit, metrics, study, write_records, write_runs
 
 from danet_core import report, scores
 from danet_core.config import load_study
@@ -182,6 +182,18 @@ def test_the_studys_own_params_are_understood(root: Path) -> None:
     assert all(modules[name] == (("cc",) if name == "b_cc" else ()) for name in ("baseline", "b_cc") if name in modules)
 
 
+def test_figures_and_tables_say_the_title_and_labels_that_params_yaml_has_now(root: Path) -> None:
+    write_records(root, "synth_sysu", study())
+    write_runs(root, "synth_sysu", study())
+    for path in [*root.glob("results/synth_sysu/metrics/*.json"), *root.glob("runs/synth_sysu/*/record.json")]:
+        edit(path, lambda record: record.update(label=f"old {record['label']}", title="an old title"))
+    results = scores.load_results(study(), "synth_sysu", root)
+    labels = {row.name: row.label for row in results.variants}
+    for record in (*results.records.values(), *scores.load_training(results)):
+        assert record["label"] == labels[record["variant"]]
+    assert {record["title"] for record in results.records.values()} == {results.title}
+
+
 def test_the_records_of_these_tests_have_the_configuration_of_a_real_run() -> None:
     real = load_study(ROOT / "params.yaml").run("synth_sysu", "b_cc", 1, 0).resolved()
     made = records.config("synth_sysu", "b_cc", 1, 0)
@@ -270,6 +282,19 @@ def test_table_2_names_both_directions_by_query_and_gallery(root: Path) -> None:
     assert "image-level" in table.caption
 
 
+def test_a_real_regdb_table_of_fewer_than_ten_splits_names_them(root: Path) -> None:
+    said = {}
+    for trials in ((3,), (1, 7), tuple(range(1, 11))):
+        for dataset in ("regdb", "synth_regdb"):
+            write_records(root, dataset, chosen := study(trials=trials))
+            for table in report.tables(scores.load_results(chosen, dataset, root)):
+                said[dataset, len(trials), table.name] = re.findall(r"Only trial[^.]*\.", table.caption)
+    for table in ("table2", "table3"):
+        assert said["regdb", 1, table] == ["Only trial 3 of the protocol's ten splits."]
+        assert said["regdb", 2, table] == ["Only trials 1, 7 of the protocol's ten splits."]
+        assert said["regdb", 10, table] == said["synth_regdb", 1, table] == []
+
+
 def test_tables_1_and_2_refuse_the_other_layout(root: Path) -> None:
     with pytest.raises(StudyError, match="Table 2 is for data sets of layout regdb; synth_sysu has layout sysu"):
         report.table2(scores.load_results(study(), "synth_sysu", root))
@@ -339,6 +364,17 @@ def test_other_galleries_and_re_ranking_are_named_in_every_caption_and_nowhere_e
     shown = {block.setting: block.rows[13].cells[0] for block in table1.blocks}
     assert shown["all_multi"] is None and shown["indoor_multi"] is None  # not run, and no number of the paper's
     assert shown["all_single"] is not None and shown["all_single"].mean == pytest.approx(20.0)
+
+
+def test_fewer_than_ten_galleries_are_named_in_every_caption_and_a_regdb_split_has_none(root: Path) -> None:
+    write_records(root, "sysu", study())
+    write_records(root, "regdb", study())
+    for path in (root / "results" / "sysu" / "metrics").glob("*.json"):
+        edit(path, lambda record: [one.update(per_trial=one["per_trial"][:3]) for one in record["settings"].values()])
+    results = scores.load_results(study(), "sysu", root)
+    assert results.markers == (scores.FEWER_NOTE.format(3),)
+    assert all("Means over 3 of the protocol's ten" in table.caption for table in report.tables(results))
+    assert scores.load_results(study(), "regdb", root).markers == ()
 
 
 @pytest.mark.parametrize("change", [random_seed_galleries, rerank, euclidean], ids=["galleries", "rerank", "metric"])

@@ -357,6 +357,7 @@ def test_the_command_says_what_is_wrong_in_one_line_and_leaves_no_picture(
     assert "left out: " in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*arguments, "--top", "0"])
+    assert "--top: expected a whole number of at least 1, found '0'" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "gallery"]
 
 

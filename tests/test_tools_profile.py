@@ -184,6 +184,9 @@ def test_make_paper_switches_looks_at_the_raw_data_and_then_runs_everything(tmp_
         "dvc repro --keep-going prepare_regdb@regdb",
         "dvc repro --keep-going",
     ]
+    both = made(tmp_path, "paper")
+    assert both[1] == "dvc repro --keep-going prepare_sysu@sysu prepare_regdb@regdb"
+    assert made(tmp_path, "paper", "SETS=") == both, "no set named: both, and never a pipeline without a look at them"
 
 
 def test_absent_real_sets_are_both_named_with_folder_licence_and_tree_before_anything_else_runs(tmp_path: Path) -> None:

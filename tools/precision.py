@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
+import sys
 import typing
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pandas as pd
 import torch
 
 from danet_core.config import Precision, RunConfig, Study, load_study
-from danet_core.files import atomic_path, read_json
+from danet_core.files import StudyError, atomic_path, read_json
 from danet_core.precision import lacks
 from danet_core.repro import resolve_device
 from tools.tune import folder_of, score
@@ -51,17 +52,24 @@ def measure(config: RunConfig, build: Path) -> dict[str, Any]:
     }
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status. The table is written when all of its rows are there."""
     parser = argparse.ArgumentParser(prog="python -m tools.precision", description=__doc__)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    study, device = load_study(parser.parse_args(arguments).params), resolve_device("auto")
-    rows: list[dict[str, Any]] = []
-    for config in candidates(study, device):
-        rows.append(measure(config, Path("build/precision") / device.type))
-        print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    options = parser.parse_args(arguments)
+    try:
+        study, device = load_study(options.params), resolve_device("auto")
+        rows: list[dict[str, Any]] = []
+        for config in candidates(study, device):
+            rows.append(measure(config, Path("build/precision") / device.type))
+            print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
         with atomic_path(Path("results/precision") / f"{study.tuning.dataset}-{device.type}.csv") as temporary:
             pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+    except StudyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pandas as pd
 from danet_core import INFRARED, VISIBLE
 from danet_core.config import RunConfig, Study, load_study
 from danet_core.evaluate import extract
-from danet_core.files import atomic_path, sha256_json
+from danet_core.files import StudyError, atomic_path, sha256_json
 from danet_core.protocols import evaluate_sysu, within_modality
 from danet_core.record import RunFolder, load_finished
 from danet_core.store import PackedStore
@@ -70,23 +71,30 @@ def score(config: RunConfig, build: Path = Path("build/tuning")) -> dict[str, An
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status. The table is written when all of its rows are there."""
+    parser = argparse.ArgumentParser(prog="python -m tools.tune", description=__doc__)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    study = load_study(parser.parse_args().params)
-    rows = []
-    for config in candidates(study):
-        recipe = config.dataset.recipe
-        row = (
-            {field.name: getattr(recipe, field.name) for field in dataclasses.fields(study.tuning.grid)}
-            | {"seed": config.seed}
-            | score(config)
-        )
-        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-        rows.append(row)
+    options = parser.parse_args(arguments)
+    try:
+        study = load_study(options.params)
+        rows = []
+        for config in candidates(study):
+            recipe = config.dataset.recipe
+            row = (
+                {field.name: getattr(recipe, field.name) for field in dataclasses.fields(study.tuning.grid)}
+                | {"seed": config.seed}
+                | score(config)
+            )
+            print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+            rows.append(row)
         with atomic_path(Path("results/tuning") / f"{study.tuning.dataset}.csv") as temporary:
             pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+    except StudyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
