@@ -355,6 +355,31 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bootstrap:
+    """How a difference between two variants is resampled over queries; statistics.py says how."""
+
+    resamples: int
+    confidence: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        _require(self.resamples >= 100, "resamples", self.resamples, "at least 100")
+        _require(0.5 <= self.confidence < 1, "confidence", self.confidence, "a share from 0.5 to below 1")
+        _require(self.seed >= 0, "seed", self.seed, "a whole number of at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """The thorough setting beside the quick default: `make reference` runs the embedded study on these seeds."""
+
+    seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        distinct = len(set(self.seeds)) == len(self.seeds) >= 3
+        _require(distinct and min(self.seeds) >= 0, "seeds", self.seeds, "at least three different seeds")
+
+
+@dataclasses.dataclass(frozen=True)
 class Checkpoints:
     """How often a run saves what it can be resumed from; its weights do not depend on it."""
 
@@ -495,6 +520,8 @@ class Study:
     tuning: Tuning
     evaluation: Evaluation
     checkpoints: Checkpoints
+    bootstrap: Bootstrap
+    reference: Reference
     readings: Readings
 
     def dataset(self, name: str) -> Dataset:
