@@ -9,7 +9,7 @@ Features are multiplied in float32 (float64 if either side is float64), in block
 The distance matrix is streamed: the rows of one matrix product are settled by the size of the gallery alone, and they
 are ranked metrics.BLOCK pairs at a time, which changes no bit, since a query's ranking is its own. Against one product
 of everything, or another BLAS, the last bit of a distance may differ, and with it the order of images that rounding
-cannot tell apart. 100,000 queries and as many gallery images of 2,048 numbers: docs/SCALE_galleries.md.
+cannot tell apart. 100,000 queries and as many gallery images of 2,048 numbers: docs/SCALE.md.
 """
 
 from __future__ import annotations
