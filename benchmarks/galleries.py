@@ -66,14 +66,14 @@ def faiss_rows(query: np.ndarray, gallery: np.ndarray, rounds: int) -> list[tupl
     """The exact index of faiss, or what to install."""
     work = f"faiss's exact index: the nearest {COUNT} of {len(query):,} queries"
     if importlib.util.find_spec("faiss") is None:
-        return [(f"{work} (pip install .[faiss])", "not run", "not run", "not run")]
+        return [(f"{work} (make extras)", "not run", "not run", "not run")]
     started = timer()
     index = build(unit(gallery), "faiss", COUNT)
     built = Times(np.array([timer() - started]))
     asked = unit(query)
     found = interleaved({"faiss": lambda: index.search(asked, COUNT)}, rounds)["faiss"]
     return [
-        ("building faiss's exact index", built, "", peak()),
+        ("building faiss's exact index", built, "none", peak()),
         (work, found, Times(found.seconds / len(query)), peak()),
     ]
 

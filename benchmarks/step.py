@@ -68,7 +68,7 @@ class Bench:
         """Forward, cross-entropy of the heads that the variant trains, backward and optimiser; nothing else."""
         with autocast(self.config.dataset.recipe.precision, self.device):
             output = self._bare(self._random)
-        heads = output[2:] if self.config.variant.ml else output[2:3]
+        heads = output[2:5] if self.config.variant.ml else output[2:3]
         self._bare_optimiser.zero_grad(set_to_none=True)
         loss = torch.stack([functional.cross_entropy(logits, self._labels) for logits in heads]).sum()
         self._bare_scaler.scale(loss).backward()
@@ -83,7 +83,7 @@ class Bench:
         images = augment_batch(batch.images, self.config.dataset.recipe.augment, self.chance)
         clock.append(timer())
         with autocast(self.config.dataset.recipe.precision, self.device):
-            output = self.model(images)
+            output = self.model(images, batch.modalities)
         clock.append(timer())
         loss = loss_terms(output, batch, self.config.variant)["total"]
         clock.append(timer())
