@@ -77,9 +77,10 @@ def evaluate(
     trains as another row does, `folder` is that row's run.
     Nothing depends on clock or folder, so that equal runs give equal bytes.
     A setting also names what is not the published protocol, where there is such: `galleries` ("random_seed"), `metric`
-    ("euclidean") and `rerank` (its numbers); `queries` names such a metric too. The setting of the ablation
-    (all_single, thermal_to_visible) holds `per_query`: for each query with a match its row in the store, identity, and Rank-1 and AP averaged
-    over the galleries, to six decimals; not so for a reading, which is compared over seeds alone.
+    ("euclidean") and `rerank` (its numbers); `queries` names such a metric too. The setting of the
+    ablation (all_single, thermal_to_visible) holds `per_query`: for each query with a match its row in the store, its
+    identity, and its Rank-1 and AP averaged over the galleries, to six decimals; a reading's does not, for readings are
+    compared over seeds alone.
 
     `split_trial` is the trial whose test images are scored, the configuration's when None. It has to be the one that
     the run was trained on.

@@ -127,6 +127,13 @@ def write_findings(results: Results) -> Path:
     return path
 
 
+_REFERENCE = "### The reference: several seeds (`make reference`)\n"
+_NO_REFERENCE = (
+    "Not made yet: there is no `results/reference`. `make reference` trains the embedded study on the seeds that "
+    "`reference` in params.yaml lists, and puts its tables here.\n"
+)
+_QUICK = "### The quick default (`make repro`)\n"
+
 # The README's figures with what they show, for readers who do not see them.
 README_FIGURES = {
     "results/synth_sysu/figures/cmc.png": "CMC curves of the four variants on synth_sysu, one panel per search setting",
@@ -137,24 +144,35 @@ README_FIGURES = {
 
 
 def readme_block(datasets: Sequence[str], root: Path | str = ".") -> str:
-    """The result section of the README: per data set its ablation table and what it shows, two figures, and a pointer.
+    """The result section of the README: each data set's ablation table with what it shows, two figures, and a pointer.
 
+    First those of the reference study in `<root>/results/reference`, or that there is none, then the quick default's.
     The texts are those in `<root>/results/<dataset>/tables` as the tables notebook wrote them, so that the section
     agrees with them whatever params.yaml lists now. Raises StudyError for a missing text or figure.
     """
-    parts = []
-    for dataset in datasets:
-        parts.append(f"### {dataset}\n")
-        for name in ("table3.md", "findings.md"):
-            parts.append(_for_readme(Path(root) / "results" / dataset / "tables" / name).read_text(encoding="utf-8"))
+    results = Path(root) / "results"
+    reference = [name for name in datasets if (results / "reference" / name).is_dir()]
+    parts = [_REFERENCE]
+    parts += _texts_for_readme(results / "reference", reference) if reference else [_NO_REFERENCE]
+    parts += [_QUICK, *_texts_for_readme(results, datasets)]
     for place, words in README_FIGURES.items():
         _for_readme(Path(root) / place)
         parts.append(f"![{words}. Synthetic: rendered pedestrians.]({place})\n")
     parts.append(
         "Written by `make repro`. All tables as Markdown, CSV and LaTeX: `results/<data set>/tables`; all figures as "
-        "PNG and PDF: `results/<data set>/figures`; everything on one page: `make report`.\n"
+        "PNG and PDF: `results/<data set>/figures`; the reference's below `results/reference`. "
+        "Everything on one page: `make report`.\n"
     )
     return "\n".join(parts)
+
+
+def _texts_for_readme(results: Path, datasets: Sequence[str]) -> list[str]:
+    texts = []
+    for dataset in datasets:
+        texts.append(f"#### {dataset}\n")
+        for name in ("table3.md", "findings.md"):
+            texts.append(_for_readme(results / dataset / "tables" / name).read_text(encoding="utf-8"))
+    return texts
 
 
 def _for_readme(path: Path) -> Path:
