@@ -130,3 +130,23 @@ def test_results_are_published_all_or_none_and_without_runs_of_other_seeds(tmp_p
 def test_a_project_without_params_is_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert reference.main(root=tmp_path) == 1
     assert "params.yaml" in capsys.readouterr().err
+
+
+def test_a_failed_stage_publishes_nothing_and_a_second_call_ends_with_the_results_and_the_readme(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(copy: Path, study: Study) -> None:
+        raise StudyError("a stage failed")
+
+    shown: list[Path] = []
+    monkeypatch.setattr(reference, "run", fail)
+    monkeypatch.setattr(reference.readme, "update", lambda root: bool(shown.append(root)))
+    assert reference.main(root=project) == 1
+    assert "a stage failed" in capsys.readouterr().err
+    assert not (project / "results" / "reference").exists() and not shown
+    monkeypatch.setattr(reference, "run", results)
+    assert reference.main(root=project) == 0
+    said = capsys.readouterr().out
+    assert "The reference study, seeds 0, 1, 2: 0 of 24 runs are there" in said
+    assert len(list((project / "results" / "reference").glob("*/metrics/*.json"))) == 24
+    assert shown == [project]
