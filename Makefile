@@ -10,6 +10,8 @@
 # make extras                         Add Ray, for many runs at once (python -m tools.batch, docs/SCALE.md), and faiss, for `search`.
 # make readings                       Which choice of the paper's open ones moves the scores? Trains every row of `readings` in
 #                                     params.yaml (hours), JOBS=4 at a time; ARGS="--rows rho_half,rho_double" for some.
+# make reference                      The embedded study on several seeds, for the README's first table: about an hour on four cores,
+#                                     in a copy below build/; a second call goes on. Writes results/reference.
 # make report                         Write results/report.html from what is there, name it, and open it where there is a screen.
 # make verify-results STAGE=NAME      Makes a stored result again in a temporary copy: identical, within spread or different.
 #                                     NAME as in `dvc stage list --all`: train_*, evaluate_* or tables_*.
@@ -42,7 +44,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 STAGE ?= train_sysu@synth_sysu-1-baseline-0
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: setup extras repro paper paper-scale embedded regdb-trials readings report verify-results bench
+.PHONY: setup extras repro paper paper-scale embedded regdb-trials readings reference report verify-results bench
 .PHONY: test test-browser test-faults lab lint lock clean-venv
 .DEFAULT_GOAL := help
 
@@ -81,6 +83,9 @@ regdb-trials: setup
 readings: setup
 	@$(BIN)/python -m dvc repro pack_sysu@synth_sysu weights_sysu@synth_sysu
 	@$(BIN)/python -m tools.readings --jobs $(JOBS) $(ARGS)
+
+reference: setup
+	@$(BIN)/python -m tools.reference
 
 report: setup
 	@$(BIN)/python -m tools.report --open $(ARGS)

@@ -5,7 +5,7 @@ The modules, in the order in which data flow through them:
     data               images, store, sampler, augment
     the method         backbone, model, losses (slow: the same as loops), parallel, train, record
     scores of a run    metrics, protocols, rerank, distances, probe, ranking, extremes, evaluate
-    the study          scores, tables, report (Tables 1 to 3), findings, page (the report), readings (of the paper)
+    the study          scores, tables, statistics, report (Tables 1 to 3), findings, page (the report), readings
     to look at         style, plots, crops, sheets, diagrams, exploration, explore, nearest, search
 
 Axis names used in shapes and comments everywhere:

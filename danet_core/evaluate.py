@@ -77,7 +77,10 @@ def evaluate(
     trains as another row does, `folder` is that row's run.
     Nothing depends on clock or folder, so that equal runs give equal bytes.
     A setting also names what is not the published protocol, where there is such: `galleries` ("random_seed"), `metric`
-    ("euclidean") and `rerank` (its numbers); `queries` names such a metric too.
+    ("euclidean") and `rerank` (its numbers); `queries` names such a metric too. The setting of the
+    ablation (all_single, thermal_to_visible) holds `per_query`: for each query with a match its row in the store, its
+    identity, and its Rank-1 and AP averaged over the galleries, to six decimals; a reading's does not, for readings are
+    compared over seeds alone.
 
     `split_trial` is the trial whose test images are scored, the configuration's when None. It has to be the one that
     the run was trained on.
@@ -197,7 +200,7 @@ def cross_modality(
 
     SYSU-MM01: infrared queries of cameras 3 and 6 against the galleries of the store, or with the evaluation's
     `random_seed` against those of protocols.random_seed_galleries. RegDB: both directions, named by query and gallery.
-    Each setting carries `chance_rank1`, the Rank-1 a random ranking would have.
+    Each setting carries `chance_rank1`, the Rank-1 a random ranking would have, and that of the ablation `per_query`.
     """
     infrared, visible = features.modalities == INFRARED, features.modalities == VISIBLE
     pids, evaluation = features.pids, config.evaluation
@@ -216,23 +219,44 @@ def cross_modality(
         gallery = feat[visible], pids[visible], features.camids[visible]
         scored = protocols.evaluate_sysu_settings(*query, *gallery, galleries, **options)
         chances = {name: protocols.chance_rank1(*query[1:], *gallery[1:], galleries[name]) for name in galleries}
-        return {name: {**_setting(result, chances[name]), **marks} for name, result in scored.items()}
-    settings = {}
+        settings = {name: {**_setting(result, chances[name]), **marks} for name, result in scored.items()}
+        return _with_queries(settings, "all_single", scored["all_single"], features, config)
+    settings, scored = {}, {}
     for name, query, gallery in (
         ("thermal_to_visible", infrared, visible),
         ("visible_to_thermal", visible, infrared),
     ):
         sides = feat[query], pids[query], feat[gallery], pids[gallery]
+        scored[name] = protocols.evaluate_regdb(*sides, **options)
         by_identity = protocols.evaluate_regdb(*sides, cmc="identity", **options).mean
         cameras = features.camids[query], features.camids[gallery]
         everyone = np.arange(gallery.sum())[None]
         chance = protocols.chance_rank1(pids[query], cameras[0], pids[gallery], cameras[1], everyone)
         settings[name] = {
-            **_setting(protocols.evaluate_regdb(*sides, **options), chance),
+            **_setting(scored[name], chance),
             **marks,
             "identity_level": {rank: by_identity[rank] for rank in ("cmc1", "cmc5", "cmc10", "cmc20")},
         }
-    return settings
+    return _with_queries(settings, "thermal_to_visible", scored["thermal_to_visible"], features, config)
+
+
+def _with_queries(
+    settings: dict[str, dict[str, Any]],
+    name: str,
+    result: protocols.ProtocolResult,
+    features: Features,
+    config: RunConfig,
+) -> dict[str, dict[str, Any]]:
+    """The settings, that of the ablation, whose queries are infrared in both layouts, with its scores per query."""
+    if config.reading is not None:
+        return settings
+    asked = np.flatnonzero(features.modalities == INFRARED)[result.per_query["index"]]
+    per_query = {
+        "rows": features.rows[asked].tolist(),
+        "pids": features.pids[asked].tolist(),
+        **{key: result.per_query[key].round(6).tolist() for key in ("cmc1", "ap")},
+    }
+    return {**settings, name: {**settings[name], "per_query": per_query}}
 
 
 def _galleries(features: Features, store: PackedStore, config: RunConfig) -> dict[str, Int[np.ndarray, "T S"]]:

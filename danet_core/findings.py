@@ -16,6 +16,7 @@ from scipy import special
 from danet_core.files import StudyError, atomic_write_text
 from danet_core.report import Comparison, comparisons, paper_table
 from danet_core.scores import ABLATION_SETTING, SETTINGS, SYNTHETIC_NOTE, Results, VariantRow, score, seed_means
+from danet_core.statistics import METRICS, compare_variants
 from danet_core.tables import Score, escape_markdown, signed
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -67,6 +68,7 @@ def finding_parts(results: Results) -> list[Part]:
     lines = [SYNTHETIC_NOTE] if results.synthetic else []
     lines += results.markers
     lines += ablation_sentences(results)
+    lines += _resampled_sentences(results)
     lines += _baseline_sentences(results)
     if claims := _by_variant(results, "figure1", "share", 2):
         lines.append(
@@ -125,6 +127,13 @@ def write_findings(results: Results) -> Path:
     return path
 
 
+_REFERENCE = "### The reference: several seeds (`make reference`)\n"
+_NO_REFERENCE = (
+    "Not made yet: there is no `results/reference`. `make reference` trains the embedded study on the seeds that "
+    "`reference` in params.yaml lists, and puts its tables here.\n"
+)
+_QUICK = "### The quick default (`make repro`)\n"
+
 # The README's figures with what they show, for readers who do not see them.
 README_FIGURES = {
     "results/synth_sysu/figures/cmc.png": "CMC curves of the four variants on synth_sysu, one panel per search setting",
@@ -135,24 +144,35 @@ README_FIGURES = {
 
 
 def readme_block(datasets: Sequence[str], root: Path | str = ".") -> str:
-    """The result section of the README: per data set its ablation table and what it shows, two figures, and a pointer.
+    """The result section of the README: each data set's ablation table with what it shows, two figures, and a pointer.
 
+    First those of the reference study in `<root>/results/reference`, or that there is none, then the quick default's.
     The texts are those in `<root>/results/<dataset>/tables` as the tables notebook wrote them, so that the section
     agrees with them whatever params.yaml lists now. Raises StudyError for a missing text or figure.
     """
-    parts = []
-    for dataset in datasets:
-        parts.append(f"### {dataset}\n")
-        for name in ("table3.md", "findings.md"):
-            parts.append(_for_readme(Path(root) / "results" / dataset / "tables" / name).read_text(encoding="utf-8"))
+    results = Path(root) / "results"
+    reference = [name for name in datasets if (results / "reference" / name).is_dir()]
+    parts = [_REFERENCE]
+    parts += _texts_for_readme(results / "reference", reference) if reference else [_NO_REFERENCE]
+    parts += [_QUICK, *_texts_for_readme(results, datasets)]
     for place, words in README_FIGURES.items():
         _for_readme(Path(root) / place)
         parts.append(f"![{words}. Synthetic: rendered pedestrians.]({place})\n")
     parts.append(
         "Written by `make repro`. All tables as Markdown, CSV and LaTeX: `results/<data set>/tables`; all figures as "
-        "PNG and PDF: `results/<data set>/figures`; everything on one page: `make report`.\n"
+        "PNG and PDF: `results/<data set>/figures`; the reference's below `results/reference`. "
+        "Everything on one page: `make report`.\n"
     )
     return "\n".join(parts)
+
+
+def _texts_for_readme(results: Path, datasets: Sequence[str]) -> list[str]:
+    texts = []
+    for dataset in datasets:
+        texts.append(f"#### {dataset}\n")
+        for name in ("table3.md", "findings.md"):
+            texts.append(_for_readme(results / dataset / "tables" / name).read_text(encoding="utf-8"))
+    return texts
 
 
 def _for_readme(path: Path) -> Path:
@@ -211,6 +231,25 @@ def _verdict(changes: Sequence[Sequence[float]]) -> str:
     return "it does not help here" if max(means) < 0 else "the two scores disagree"
 
 
+def _resampled_sentences(results: Results) -> list[str]:
+    """The interval of each difference over test people; none where the records do not keep scores per query."""
+    found = compare_variants(results)
+    if not found:
+        return []
+    subjects: dict[str, list[str]] = {}
+    for one in found:
+        words = f"{METRICS[one.metric]} {signed(one.interval.low)} to {signed(one.interval.high)}"
+        subjects.setdefault(one.variant, []).append(words)
+    told = (f"{_subject(_variant(results, name))}: {', '.join(words)}" for name, words in subjects.items())
+    numbers, tested = results.bootstrap, found[0]
+    return [
+        f"Over test people, with these trained models as they are, {100 * numbers.confidence:g} % of resampled "
+        f"differences from the Baseline lie within these points: {'; '.join(told)} (paired bootstrap of "
+        f"{tested.identities} identities, each with all its queries, {tested.queries} in all, {numbers.resamples} "
+        "times). That is no spread over trainings: only further seeds show what another training would give."
+    ]
+
+
 def _baseline_sentences(results: Results, baseline: str = "baseline") -> list[str]:
     setting = ABLATION_SETTING[results.layout]
     shown = (
@@ -226,14 +265,14 @@ def _baseline_sentences(results: Results, baseline: str = "baseline") -> list[st
         return []
     rank1, chance, visible, infrared, loss = values
     times = f"{rank1 / chance:.1f} times" if chance > 0 else "against no"
-    trained = "trained to convergence" if loss < 1 else "not trained to convergence, so rows also rank speed"
+    trained = "below 1" if loss < 1 else "not below 1, so rows also rank speed of training"
     losses = ((row.label, score(results, row.name, "training", "L_id")) for row in results.variants)
     late = [f"{label} ({one.mean:.2f})" for label, one in losses if one is not None and one.mean >= 1]
     behind = [f"L_id is still 1 or above for {', '.join(late)}."] if late and loss < 1 else []
     return [
         f"The Baseline finds the person in the other modality at Rank-1 {100 * rank1:.2f} %, {times} chance, and "
         f"within a modality at {100 * visible:.2f} % (visible) and {100 * infrared:.2f} % (infrared); "
-        f"its last L_id is {loss:.2f}: {trained}.",
+        f"its last L_id is {loss:.2f}, {trained}.",
         *behind,
     ]
 

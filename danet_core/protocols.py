@@ -66,6 +66,9 @@ class ProtocolResult:
             the gallery.
         cmc_range: (2, ranks) float64, at each rank the lowest and the highest CMC among the trials.
         cmc_level: what a rank of the CMC counts, "identity" or "image".
+        per_query: of the V queries with a match in any gallery, (V,) each: `index` among the queries, ascending, and
+            `cmc1` and `ap`, each the mean over the galleries in which the query has a match. Where all trials have the
+            same valid queries, as with SYSU-MM01's galleries, their means are `mean`'s cmc1 and mAP.
     """
 
     mean: dict[str, float]
@@ -77,6 +80,7 @@ class ProtocolResult:
     cmc: np.ndarray
     cmc_range: np.ndarray
     cmc_level: CmcLevel
+    per_query: dict[str, np.ndarray]
 
 
 def evaluate_sysu(
@@ -570,4 +574,13 @@ def _result(scores: QueryScores, gallery_size: int, level: CmcLevel, ranks: int,
         cmc=curves.mean(axis=0),
         cmc_range=np.stack([curves.min(axis=0), curves.max(axis=0)]),
         cmc_level=level,
+        per_query=_per_query(scores),
     )
+
+
+def _per_query(scores: QueryScores) -> dict[str, np.ndarray]:
+    """See ProtocolResult; an AP without a match is 0, so that it adds nothing."""
+    galleries = (scores.first > 0).sum(axis=1)  # (Q,) in which the query has a match
+    asked = np.flatnonzero(galleries)
+    sums = {"cmc1": (scores.first == 1).sum(axis=1), "ap": scores.ap.sum(axis=1)}
+    return {"index": asked, **{key: total[asked] / galleries[asked] for key, total in sums.items()}}

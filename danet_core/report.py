@@ -21,6 +21,7 @@ from danet_core.scores import (
     score,
     used_records,
 )
+from danet_core.statistics import METRICS, compare_variants
 from danet_core.tables import NOT_RUN, Block, Column, Row, Score, Table
 
 _PAPER_FILES = {1: "table1_sysu_mm01.csv", 2: "table2_regdb.csv", 3: "table3_ablation.csv"}
@@ -94,6 +95,28 @@ def write_table(table: Table, folder: Path) -> list[Path]:
     for suffix, text in texts.items():
         atomic_write_text(folder / f"{table.name}{suffix}", text)
     return [folder / f"{table.name}{suffix}" for suffix in texts]
+
+
+def write_differences(results: Results) -> Path:
+    """Write `statistics.compare_variants` as `differences.csv` beside the tables, whole or not at all; the path.
+
+    In points with four decimals: each variant less the Baseline, and the interval over resampled test identities with
+    the trained models as they are. It is no interval over trainings.
+    """
+    labels = {row.name: row.label for row in results.variants}
+    numbers = results.bootstrap
+    columns = ("dataset", "synthetic", "setting", "variant", "label", "metric", "difference", "low", "high")
+    measured = ("confidence", "resampled", "resamples", "identities", "queries", "seeds")
+    where = results.dataset, str(results.synthetic).lower(), ABLATION_SETTING[results.layout]
+    how = numbers.confidence, "identities", numbers.resamples
+    lines = []
+    for one in compare_variants(results):
+        points = (f"{value + 0.0:.4f}" for value in (one.interval.difference, one.interval.low, one.interval.high))
+        counts = one.identities, one.queries, one.seeds
+        lines.append((*where, one.variant, labels[one.variant], METRICS[one.metric], *points, *how, *counts))
+    path = results.tables_folder / "differences.csv"
+    atomic_write_text(path, pd.DataFrame(lines, columns=columns + measured).to_csv(index=False, lineterminator="\n"))
+    return path
 
 
 def paper_table(number: int, folder: Path = Path("results/paper")) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from danet_core.files import StudyError, read_json
 from danet_core.tables import Score
 
 if TYPE_CHECKING:
-    from danet_core.config import Study
+    from danet_core.config import Bootstrap, Study
 
 Record = Mapping[str, Any]
 
@@ -79,6 +79,7 @@ class Results:
     seeds: tuple[int, ...]
     records: Mapping[str, Record]
     root: Path
+    bootstrap: Bootstrap
 
     @property
     def tables_folder(self) -> Path:
@@ -145,7 +146,8 @@ def load_results(study: Study, dataset: str, root: Path | str = ".") -> Results:
         variants.append(VariantRow(name, variant.label, modules, variant.epochs_factor))
     trials = (1,) if row.layout == "sysu" else study.study.trials
     seeds, root = study.study.seeds, Path(root)
-    results = Results(dataset, row.title, row.layout, row.synthetic, tuple(variants), trials, seeds, {}, root)
+    named = dataset, row.title, row.layout, row.synthetic
+    results = Results(*named, tuple(variants), trials, seeds, {}, root, study.bootstrap)
     records = {}
     for name in results.runs:
         path = root / "results" / dataset / "metrics" / f"{name}.json"

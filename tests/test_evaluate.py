@@ -11,12 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from danet_core import INFRARED
 from danet_core import evaluate as evaluate_module
 from danet_core.backbone import ResNet
 from danet_core.config import Rerank
 from danet_core.evaluate import Features, evaluate, extract
 from danet_core.files import StudyError, atomic_write_json
 from danet_core.record import RunFolder
+from danet_core.scores import ABLATION_SETTING
 from danet_core.store import META, PackedStore, content_names, content_sha256, read_manifest
 from danet_core.train import build_model, train
 from tests.stores import make_store, small_config
@@ -69,6 +71,21 @@ def test_the_record_holds_every_setting_of_the_layout_and_the_final_losses(finis
     assert all(record["training"]["final"][term] is not None for term in ("L_id", "L_cc", "L_sid", "L_M", "total"))
     assert record["synthetic"] is True
     assert record["training"]["steps"] == 6
+
+
+def test_the_ablations_setting_keeps_what_each_query_scored_and_its_mean_is_the_printed_score(finished):
+    root, config, _ = finished
+    record = run(finished)
+    (name,) = [name for name, setting in record["settings"].items() if "per_query" in setting]
+    assert name == ABLATION_SETTING[record["layout"]]
+    setting = record["settings"][name]
+    kept, store = setting["per_query"], PackedStore.open(root / "data/packed" / config.dataset.name)
+    assert len(kept["rows"]) == setting["n_valid"] == len(set(kept["rows"]))
+    assert kept["pids"] == store.pids[kept["rows"]].tolist()
+    assert set(store.modalities[kept["rows"]]) == {INFRARED}
+    assert set(kept["rows"]) <= set(store.rows("test"))
+    for key, metric in (("cmc1", "cmc1"), ("ap", "mAP")):
+        assert np.mean(kept[key]) == pytest.approx(setting["mean"][metric], abs=1e-6)
 
 
 def test_evaluating_twice_gives_the_same_bytes_and_no_clock_or_folder_in_them(finished):

@@ -233,6 +233,30 @@ def test_the_committed_study_is_the_embedded_benchmark_with_all_four_variants():
     }
 
 
+def test_the_reference_trains_the_other_seeds_only_and_leaves_the_project_as_it_is(project):
+    before = (project / "params.yaml").read_text()
+    edit(project, lambda params: params["study"].update(sysu=[], variants=["baseline"]))
+    kept = [project / name for name in ("params.yaml", "dvc.lock", "results/synth_regdb/tables/table3.md")]
+    kept = {path: path.read_bytes() for path in kept}
+    try:
+        done = shell(project, sys.executable, "-m", "tools.reference")
+        assert "2 to train: about 0 minutes" in done.stdout
+        trained = {f"train_regdb@synth_regdb-1-baseline-{seed}" for seed in (1, 2)}
+        assert set(re.findall(r"Running stage '(train[^']+)'", done.stdout + done.stderr)) == trained
+        made = project / "results/reference/synth_regdb"
+        assert "n = 3 seeds" in (made / "tables/table3.md").read_text()
+        assert (made / "figures/cmc.png").exists()
+        (first, *others) = [(made / f"metrics/baseline-t1-s{seed}.json").read_bytes() for seed in (0, 1, 2)]
+        assert first == (project / "results/synth_regdb/metrics/baseline-t1-s0.json").read_bytes()
+        assert first not in others
+        assert {path: path.read_bytes() for path in kept} == kept
+        again = shell(project, sys.executable, "-m", "tools.reference")
+        assert "Running stage" not in again.stdout + again.stderr
+        assert "3 of 3 runs are there, 0 to train" in again.stdout
+    finally:
+        (project / "params.yaml").write_text(before)
+
+
 def test_changing_lambda_2_makes_exactly_the_ml_variants_stale_and_what_follows_from_them(project):
     """Last in this file: it leaves the copy with another lambda_2."""
     edit(project, lambda params: params["modules"]["ml"].update(lambda_2=9.0))

@@ -55,7 +55,9 @@ def assert_equal_results(found: ProtocolResult, expected: ProtocolResult) -> Non
     np.testing.assert_allclose(found.cmc_range, expected.cmc_range, rtol=0, atol=1e-12)
     for one, other in zip((found.mean, *found.per_trial), (expected.mean, *expected.per_trial), strict=True):
         assert one == pytest.approx(other, abs=1e-12)
-    left_out = {"cmc": None, "cmc_range": None, "mean": None, "per_trial": None}
+    for key, values in expected.per_query.items():
+        np.testing.assert_allclose(found.per_query[key], values, rtol=0, atol=1e-12)
+    left_out = dict.fromkeys(("cmc", "cmc_range", "mean", "per_trial", "per_query"))
     assert {**vars(found), **left_out} == {**vars(expected), **left_out}
 
 
@@ -212,6 +214,43 @@ def test_score_is_the_unweighted_mean_over_trials_and_n_valid_the_fewest() -> No
     assert result.mean["cmc1"] == 1 / 4
     assert result.mean["mAP"] == pytest.approx((3 / 4 + 1 / 2) / 2)
     assert (result.n_valid, result.n_valid_per_trial, result.n_query) == (1, (2, 1), 2)
+    kept = {key: values.tolist() for key, values in result.per_query.items()}
+    assert kept == {"index": [0, 1], "cmc1": [1 / 2, 0], "ap": [3 / 4, 1 / 2]}  # the second over trial 0 alone
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_scores_per_query_are_those_of_each_query_alone_averaged_over_the_galleries(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    n_query, n_pool = 6, 16
+    q_feat, g_feat = generator.normal(size=(n_query, 4)), generator.normal(size=(n_pool, 4))
+    q_pids, g_pids = generator.integers(0, 5, n_query), np.append(generator.integers(0, 4, n_pool - 3), [0, 1, 2])
+    q_camids, g_camids = generator.choice([3, 6], n_query), np.append(generator.choice([1, 2], n_pool - 3), [1, 1, 1])
+    galleries = np.stack([np.append(generator.permutation(n_pool - 3)[:6], [13, 14, 15]) for _ in range(3)])
+    wanted: dict[int, tuple[float, float]] = {}
+    for query in range(n_query):
+        alone = []
+        for gallery in np.sort(galleries):
+            left = [g for g in gallery if not (q_camids[query] == 3 and g_camids[g] == 2)]
+            distances = cosine(q_feat[query : query + 1], g_feat[left])
+            alone.append(oracles.retrieval(distances, [int(q_pids[query])], g_pids[left].tolist(), ranks=1))
+        found = [(one["cmc"][0], one["mAP"]) for one in alone if one is not None]
+        if found:
+            wanted[query] = tuple(sum(one) / len(found) for one in zip(*found, strict=True))
+    if not wanted:
+        return
+    arguments = q_feat, q_pids, q_camids, g_feat, g_pids, g_camids, galleries
+    kept = protocols.evaluate_sysu(*arguments).per_query
+    assert kept["index"].tolist() == list(wanted)
+    np.testing.assert_allclose(np.stack([kept["cmc1"], kept["ap"]], axis=1), list(wanted.values()), atol=1e-12)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_means_over_queries_are_the_printed_scores_on_the_protocols_galleries(setting: str) -> None:
+    arrays, _ = golden("sysu_mini")
+    found = protocols.evaluate_sysu(*sysu_sides(arrays, np.float32), arrays[f"gallery_{setting}"])
+    assert len(found.per_query["index"]) == found.n_valid
+    for key, metric in (("cmc1", "cmc1"), ("ap", "mAP")):
+        assert found.per_query[key].mean() == pytest.approx(found.mean[metric], abs=1e-12)
 
 
 def test_a_gallery_shorter_than_20_holds_its_last_cmc_value() -> None:
@@ -269,8 +308,9 @@ def test_a_zero_feature_is_ranked_and_not_an_error() -> None:
 
 
 def assert_same_bits(found: ProtocolResult, expected: ProtocolResult) -> None:
-    for name, value in vars(expected).items():
-        np.testing.assert_array_equal(getattr(found, name), value)
+    for name, value in {**vars(expected), **expected.per_query}.items():
+        if name != "per_query":
+            np.testing.assert_array_equal({**vars(found), **found.per_query}[name], value)
 
 
 @pytest.mark.parametrize("name", ["sysu_mini"])
@@ -373,7 +413,9 @@ def test_inputs_are_unchanged_and_tensors_score_as_arrays_do() -> None:
 
 def test_a_result_is_plain_json() -> None:
     result = sysu_case(6, g_camids=[1, 1], g_pids=[9, 1])
-    record = {**vars(result), "cmc": result.cmc.tolist(), "cmc_range": result.cmc_range.tolist()}
+    per_query = {key: values.tolist() for key, values in result.per_query.items()}
+    curves = {"cmc": result.cmc.tolist(), "cmc_range": result.cmc_range.tolist()}
+    record = {**vars(result), **curves, "per_query": per_query}
     assert json.loads(json.dumps(record, allow_nan=False))["mean"] == result.mean
 
 

@@ -514,6 +514,8 @@ def test_the_tables_notebook_needs_only_records_and_writes_all_tables(
     shown = run_notebook("04_tables.ipynb", root, chosen, monkeypatch, dataset=dataset)
     number = 1 if dataset == "synth_sysu" else 2
     written = {path.name for path in (root / "results" / dataset / "tables").iterdir()}
-    assert written == {"findings.md"} | {f"table{n}.{suffix}" for n in (number, 3) for suffix in ("md", "csv", "tex")}
+    assert written == {"findings.md", "differences.csv"} | {
+        f"table{n}.{suffix}" for n in (number, 3) for suffix in ("md", "csv", "tex")
+    }
     assert [one.data.splitlines()[0][:5] for one in shown] == ["synth", "synth", "- Syn"]
     assert not (root / "runs").exists()

@@ -108,6 +108,26 @@ def test_what_is_missing_is_named(root: Path) -> None:
         readme.update(root)
 
 
+def test_the_reference_comes_first_and_its_absence_is_said_in_its_place(root: Path) -> None:
+    quick = findings.readme_block(readme.DATASETS, root)
+    assert quick.startswith("### The reference: several seeds (`make reference`)\n\nNot made yet: there is no")
+    assert quick.index("Not made yet") < quick.index("### The quick default (`make repro`)") < quick.index("#### synth")
+    seeds = study(seeds=(0, 1, 2))
+    for dataset in readme.DATASETS:
+        write_records(root / "copy", dataset, seeds)
+        results = scores.load_results(seeds, dataset, root / "copy")
+        report.write_table(report.table3(results), root / "results" / "reference" / dataset / "tables")
+        findings.write_findings(results)
+        (results.tables_folder / "findings.md").rename(
+            root / "results" / "reference" / dataset / "tables" / "findings.md"
+        )
+    both = findings.readme_block(readme.DATASETS, root)
+    first, second = both.split("### The quick default (`make repro`)")
+    assert "Not made yet" not in both
+    assert first.count("n = 3 seeds") > 2 and first.count("#### synth_") == second.count("#### synth_") == 2
+    assert second == quick.split("### The quick default (`make repro`)")[1]
+
+
 def test_the_projects_readme_shows_what_its_results_hold() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert findings.insert_block(text, findings.readme_block(readme.DATASETS, ROOT)) == text, "run `dvc repro`"

@@ -91,13 +91,7 @@ def run(stages: Sequence[Stage], copy: Path, root: Path = ROOT) -> list[Path]:
 
     Raises StudyError for an input that the project does not have, and for a stage that fails.
     """
-    for name in CODE:
-        source, target = root / name, copy / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-        else:
-            shutil.copyfile(source, target)
+    copy_code(copy, root)
     made = {path for stage in stages for path in stage.makes}
     for path in sorted({path for stage in stages for path in stage.needs} - made):
         target = copy / path
@@ -107,17 +101,33 @@ def run(stages: Sequence[Stage], copy: Path, root: Path = ROOT) -> list[Path]:
             raise StudyError(f"{path} is missing, from which {stages[-1].name} starts; `dvc repro` makes it")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to((root / path).resolve())
-    environment = {**os.environ, "PYTHONPATH": os.fspath(copy)}
-    environment |= _threads(stages, root)
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    variables = environment(copy) | _threads(stages, root)
     for stage in stages:
         print(f"{stage.name}, again in a temporary copy", flush=True)
-        done = subprocess.run(stage.command, shell=True, cwd=copy, env=environment, check=False)
+        done = subprocess.run(stage.command, shell=True, cwd=copy, env=variables, check=False)
         if done.returncode:
             raise StudyError(
                 f"{stage.name} ended with {done.returncode} in the copy, see above; run it with `dvc repro`"
             )
     return sorted(path for path in made if path.parts[0] == "results")
+
+
+def copy_code(copy: Path, root: Path = ROOT, names: Sequence[str] = CODE) -> None:
+    """Copy files and folders of the project, by their names, into `copy`, where they replace what was copied before."""
+    for name in names:
+        source, target = root / name, copy / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        else:
+            shutil.copyfile(source, target)
+
+
+def environment(copy: Path) -> dict[str, str]:
+    """Environment variables for a stage that runs in `copy`: this interpreter's programs, and the copy's code first."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PYTHONPATH": os.fspath(copy), "PATH": path}
 
 
 def _threads(stages: Sequence[Stage], root: Path) -> dict[str, str]:
