@@ -221,11 +221,23 @@ def test_a_batch_that_cannot_be_shared_out_evenly_is_refused_with_what_to_change
         Team(0, 3).rows(16)
 
 
+def require_divisible(config: RunConfig, size: int) -> None:
+    _require_divisible(config.dataset.recipe, config.variant, Team(0, size))
+
+
 def test_one_image_to_a_process_is_refused_where_batch_norm_is_each_processs_own():
-    _require_divisible(small_config().dataset.recipe, Team(0, 16))
-    _require_divisible(small_config(batch_norm="per_process").dataset.recipe, Team(0, 8))
+    require_divisible(small_config(), 16)
+    require_divisible(small_config(batch_norm="per_process"), 8)
     with pytest.raises(StudyError, match="with 16 processes leaves one image to each, which has no variance; start"):
-        _require_divisible(small_config(batch_norm="per_process").dataset.recipe, Team(0, 16))
+        require_divisible(small_config(batch_norm="per_process"), 16)
+
+
+def test_two_entrances_are_refused_processes_that_do_not_have_whole_identities():
+    config = small_config(variant="two_stream")
+    identities = config.dataset.recipe.ids_per_batch
+    require_divisible(config, identities)
+    with pytest.raises(StudyError, match=f"{identities} identities cannot be split between {2 * identities} processes"):
+        require_divisible(config, 2 * identities)
 
 
 def test_a_process_whose_torchrun_has_gone_ends():
