@@ -146,15 +146,19 @@ README_FIGURES = {
 def readme_block(datasets: Sequence[str], root: Path | str = ".") -> str:
     """The result section of the README: each data set's ablation table with what it shows, two figures, and a pointer.
 
-    First those of the reference study in `<root>/results/reference`, or that there is none, then the quick default's.
+    First those of the reference study in `<root>/results/reference`, or that there is none, then the quick default's,
+    of which the tables alone where the reference says what they show.
     The texts are those in `<root>/results/<dataset>/tables` as the tables notebook wrote them, so that the section
     agrees with them whatever params.yaml lists now. Raises StudyError for a missing text or figure.
     """
     results = Path(root) / "results"
     reference = [name for name in datasets if (results / "reference" / name).is_dir()]
     parts = [_REFERENCE]
-    parts += _texts_for_readme(results / "reference", reference) if reference else [_NO_REFERENCE]
-    parts += [_QUICK, *_texts_for_readme(results, datasets)]
+    parts += _texts_for_readme(results / "reference", reference, _TEXTS) if reference else [_NO_REFERENCE]
+    parts += [_QUICK, *_texts_for_readme(results, datasets, _TEXTS[:1] if reference else _TEXTS)]
+    if reference:
+        links = ", ".join(f"[{name}](results/{name}/tables/findings.md)" for name in datasets)
+        parts.append(f"Synthetic as above, one seed each; in words: {links}.\n")
     for place, words in README_FIGURES.items():
         _for_readme(Path(root) / place)
         parts.append(f"![{words}. Synthetic: rendered pedestrians.]({place})\n")
@@ -166,11 +170,14 @@ def readme_block(datasets: Sequence[str], root: Path | str = ".") -> str:
     return "\n".join(parts)
 
 
-def _texts_for_readme(results: Path, datasets: Sequence[str]) -> list[str]:
+_TEXTS = ("table3.md", "findings.md")
+
+
+def _texts_for_readme(results: Path, datasets: Sequence[str], names: Sequence[str]) -> list[str]:
     texts = []
     for dataset in datasets:
         texts.append(f"#### {dataset}\n")
-        for name in ("table3.md", "findings.md"):
+        for name in names:
             texts.append(_for_readme(results / dataset / "tables" / name).read_text(encoding="utf-8"))
     return texts
 
