@@ -96,7 +96,7 @@ verify-results: setup
 
 # One thread for each of the parallel test processes: more threads than cores make every one of them slower.
 test: setup $(EXTRAS)
-	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
+	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 # Mounts small file systems, and so skips the full disks where the caller may not.
 test-faults: SHELL := /bin/bash

@@ -18,8 +18,13 @@ hypothesis.settings.register_profile("study", deadline=None, derandomize=bool(os
 hypothesis.settings.load_profile("study")
 
 
+# Files whose tests follow each other for minutes: begun last, one of them would go on when all other workers are done.
+LONG = ("test_pipeline", "test_tools_batch", "test_tools_readings", "test_benchmarks", "test_parallel", "test_faults")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu`, with the reason, where there is no CUDA device."""
+    """Begin with the longest files, and skip tests marked `gpu`, with the reason, where there is no CUDA device."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:
         import torch
