@@ -33,7 +33,10 @@ def main() -> None:
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [write_kernelspec(), os.environ.get("JUPYTER_PATH")]))
     from jupyterlab.labapp import LabApp
 
-    LabApp.launch_instance([f"--ServerApp.root_dir={ROOT}", "--LabApp.default_url=/lab/tree/notebooks", *sys.argv[1:]])
+    arguments = [f"--ServerApp.root_dir={ROOT}", "--LabApp.default_url=/lab/tree/notebooks"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:  # as in most containers; it still listens to this machine only
+        arguments.append("--ServerApp.allow_root=True")
+    LabApp.launch_instance([*arguments, *sys.argv[1:]])
 
 
 if __name__ == "__main__":
