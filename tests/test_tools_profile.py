@@ -137,8 +137,9 @@ def made(folder: Path, *arguments: str) -> list[str]:
     """The modules with their arguments that make would start after its set-up."""
     shutil.copyfile(ROOT / "Makefile", folder / "Makefile")
     command = ["make", "--dry-run", "--old-file=.venv/.ready", *arguments]
-    # The tests themselves may run below make, which a make inside would tell by more lines.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    # The tests themselves may run below make, which a make inside would tell by more lines, and hand on its variables.
+    of_make = ("MAKE", "MFLAGS", "ARGS", "SETS")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(of_make)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
     return [line.partition("-m ")[2] for line in done.stdout.splitlines() if "-m " in line][-3:]
 
