@@ -31,6 +31,7 @@ from typing import Any
 from danet_core.config import Study, load_study
 from danet_core.files import StudyError, atomic_write_text, exclusive
 from tools import ROOT
+from tools.command import ended
 from tools.trials import check_switched_on, dvc, parse_numbers, parse_trials, require_listed, stage_names, stale
 
 FAMILIES = ("train", "evaluate")  # the stages of a run, in order
@@ -411,14 +412,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     share.add_argument("--gpus-per-run", type=float, metavar="N", help="GPUs of a run; 0.5 puts two runs on each")
     parser.add_argument("--retries", type=int, default=2, metavar="N", help="further attempts at a run (default 2)")
     options = parser.parse_args(arguments)
-    try:
-        return run(options, root)
-    except StudyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; a second call goes on where this one was", file=sys.stderr)
-        return 130
+    return ended(lambda: run(options, root))
 
 
 if __name__ == "__main__":

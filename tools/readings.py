@@ -29,6 +29,7 @@ from danet_core.files import StudyError, exclusive, read_json, sha256_file, sha2
 from danet_core.record import SOURCES, RunFolder, fingerprint
 from danet_core.store import PackedStore
 from tools import ROOT
+from tools.command import ended
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
@@ -207,16 +208,13 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _leave)
-    try:
+
+    def work() -> int:
         study = load_study(root / "params.yaml")
         with exclusive(root / "build/readings/lock", "the readings study"):
             return run(study, rows_of(study, options.rows), options.jobs, root)
-    except StudyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; a second call goes on where this one was", file=sys.stderr)
-        return 130
+
+    return ended(work)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import yaml
 from danet_core.config import Study, load_study
 from danet_core.files import StudyError
 from tools import ROOT
+from tools.command import ended
 
 STAGE = "evaluate_regdb"  # the last stage of a run; DVC makes what it depends on first
 HIGHEST = 10  # RegDB comes with ten splits
@@ -177,15 +178,12 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--dataset", default="regdb", help="regdb (default) or synth_regdb")
     parser.add_argument("--keep-going", action="store_true", help="go on with the next trial when one fails")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> int:
         study, trials = load_study(root / "params.yaml"), parse_trials(options.trials)
         return run(study, options.dataset, trials, root, keep_going=options.keep_going)
-    except StudyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; a second call goes on where this one was", file=sys.stderr)
-        return 130
+
+    return ended(work)
 
 
 if __name__ == "__main__":
