@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -13,8 +12,10 @@ from jaxtyping import install_import_hook
 
 install_import_hook("danet_core", "typechecks.check")
 
-# No test asserts a duration, so none fails on a loaded machine; CI tries the same examples each time.
-hypothesis.settings.register_profile("study", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
+# No test asserts a duration, so none fails on a loaded machine; and a commit passes or fails always, having the same
+# examples each time. `--hypothesis-profile=explore` looks for new ones.
+hypothesis.settings.register_profile("study", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000, print_blob=True)
 hypothesis.settings.load_profile("study")
 
 
