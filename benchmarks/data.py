@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import Times, main, page, table
-from danet_core.config import Dataset, Image, SplitCounts, load_study
+from danet_core.config import load_study
+from danet_core.parameters import Dataset, Image, SplitCounts
 from data_prep.pack import pack
 from data_prep.prepare import Folders, prepare
 from data_prep.synthetic import render_regdb, render_sysu

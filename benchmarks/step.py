@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Times, growth, interleaved, main, page, table
 from danet_core.augment import augment_batch
-from danet_core.config import Image, Precision, RunConfig, load_study
+from danet_core.config import RunConfig, load_study
+from danet_core.parameters import Image, Precision
 from danet_core.precision import autocast, lacks, loss_scaler
 from danet_core.repro import deterministic
 from danet_core.sampler import IdentitySampler

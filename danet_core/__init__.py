@@ -1,7 +1,7 @@
 """DANet: dual-level alignment for visible-infrared person re-identification, reproduced.
 
 The modules, in the order in which data flow through them:
-    what a run is      config (params.yaml), files, repro, precision
+    what a run is      config (params.yaml), parameters (its rows), strict (how it is read), files, repro, precision
     data               images, store, sampler, augment
     the method         backbone, model, losses (slow: the same as loops), parallel, train, record
     scores of a run    metrics, protocols, rerank, distances, probe, ranking, extremes, evaluate

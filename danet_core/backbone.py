@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from danet_core import INFRARED, VISIBLE
-from danet_core.config import Streams
 from danet_core.files import StudyError
+from danet_core.parameters import Streams
 
 
 class BasicBlock(nn.Module):

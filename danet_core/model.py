@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from danet_core.backbone import ResNet
-from danet_core.config import Pooling, Streams
 from danet_core.files import StudyError
+from danet_core.parameters import Pooling, Streams
 
 _GEM_FLOOR = 1e-6  # of a map's values, Radenovic et al.'s: the root of 0 has no gradient
 

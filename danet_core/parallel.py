@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, distributed, nn
 from torch.autograd.function import FunctionCtx
 
-from danet_core.config import BatchNorm
 from danet_core.files import StudyError
+from danet_core.parameters import BatchNorm
 from danet_core.repro import resolve_device
 
 _T = TypeVar("_T")

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import torch
 
-from danet_core.config import Precision
 from danet_core.files import StudyError
+from danet_core.parameters import Precision
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _FIRST_SCALE = 2.0**16  # torch's own; halved at each overflow, so that it finds its place within some steps

@@ -23,7 +23,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from danet_core.config import Rerank
 from danet_core.files import StudyError
 from danet_core.metrics import (
     CmcLevel,
@@ -36,6 +35,7 @@ from danet_core.metrics import (
     rank_order,
     score_queries,
 )
+from danet_core.parameters import Rerank
 from danet_core.rerank import first_equal, unit
 from danet_core.rerank import rerank as reranked
 

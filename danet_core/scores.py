@@ -22,7 +22,8 @@ from danet_core.files import StudyError, read_json
 from danet_core.tables import Score
 
 if TYPE_CHECKING:
-    from danet_core.config import Bootstrap, Study
+    from danet_core.config import Study
+    from danet_core.parameters import Bootstrap
 
 Record = Mapping[str, Any]
 

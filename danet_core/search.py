@@ -21,15 +21,17 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from danet_core.augment import normalise
-from danet_core.config import Checkpoints, ConfigError, Dataset, Evaluation, RunConfig, Variant
-from danet_core.config import build as build_strictly
+from danet_core.config import RunConfig
 from danet_core.crops import RankedImage, ranked_list
 from danet_core.files import StudyError, read_json
 from danet_core.images import IMAGE_SUFFIXES, decode, load_rgb, natural_key
 from danet_core.model import DANet
 from danet_core.nearest import Index, nearest, require
+from danet_core.parameters import Checkpoints, Dataset, Evaluation, Variant
 from danet_core.record import RunFolder, load_finished
 from danet_core.repro import deterministic, resolve_device
+from danet_core.strict import ConfigError
+from danet_core.strict import build as build_strictly
 from danet_core.style import StudyFigure
 from danet_core.train import build_model
 

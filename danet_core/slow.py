@@ -15,8 +15,8 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from danet_core import INFRARED, VISIBLE
-from danet_core.config import CrossModalityCenter, MutualLearning, Variant
 from danet_core.files import StudyError
+from danet_core.parameters import CrossModalityCenter, MutualLearning, Variant
 
 
 class TripletTerm(NamedTuple):

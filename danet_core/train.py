@@ -19,7 +19,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from danet_core.augment import augment_batch
-from danet_core.config import CrossModalityCenter, Dataset, Recipe, RunConfig, Variant
+from danet_core.config import RunConfig
 from danet_core.files import StudyError, exclusive, sha256_file, sha256_json
 from danet_core.losses import (
     cross_modality_center_loss,
@@ -30,6 +30,7 @@ from danet_core.losses import (
 )
 from danet_core.model import DANet, Embedding
 from danet_core.parallel import ALONE, Team, processes
+from danet_core.parameters import CrossModalityCenter, Dataset, Recipe, Variant
 from danet_core.precision import autocast, loss_scaler, require_precision
 from danet_core.record import (
     SOURCES,

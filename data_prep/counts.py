@@ -7,8 +7,8 @@ from collections import Counter
 import pandas as pd
 
 from danet_core import MODALITIES
-from danet_core.config import Dataset, RenderRegdb, RenderSysu
 from danet_core.files import StudyError
+from danet_core.parameters import Dataset, RenderRegdb, RenderSysu
 from data_prep import regdb, sysu_mm01
 
 Expected = dict[tuple[str, str, str], tuple[int | None, int | None]]  # (split, camera, modality): identities, images

@@ -22,7 +22,7 @@ from data_prep.reading import Reading
 from data_prep.store_writer import StoreWriter
 
 if TYPE_CHECKING:
-    from danet_core.config import Dataset
+    from danet_core.parameters import Dataset
 
 _CHUNK_BYTES = 8 * 2**20  # of packed images: small enough for many workers, large enough that journalling costs nothing
 

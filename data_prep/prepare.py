@@ -18,7 +18,7 @@ from danet_core.store import GALLERIES, MANIFEST, galleries_bytes, lock_path, ma
 from data_prep.reading import Reading
 
 if TYPE_CHECKING:
-    from danet_core.config import Dataset
+    from danet_core.parameters import Dataset
 
 INVENTORY = "inventory.json"
 

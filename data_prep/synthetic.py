@@ -26,8 +26,8 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from danet_core.config import RenderPretraining, RenderRegdb, RenderSysu
 from danet_core.files import StudyError, atomic_write_json, read_json, sha256_file, sha256_json
+from danet_core.parameters import RenderPretraining, RenderRegdb, RenderSysu
 from data_prep.images import default_workers
 from data_prep.pedestrian import Camera, Nuisance, draw, sample_camera, sample_nuisance
 from data_prep.people import Identity, sample_identity

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from danet_core.augment import augment_batch
-from danet_core.config import Dataset, Image, Pretraining, Recipe
 from danet_core.files import StudyError, atomic_path, exclusive, sha256_file, sha256_json
 from danet_core.model import DANet
+from danet_core.parameters import Dataset, Image, Pretraining, Recipe
 from danet_core.repro import derived_seed, deterministic, resolve_device
 from data_prep.images import decode
 from data_prep.reading import natural_key

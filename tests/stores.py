@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from danet_core.config import Image, RunConfig, load_study
+from danet_core.config import RunConfig, load_study
+from danet_core.parameters import Image
 from data_prep.store_writer import StoreWriter
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"

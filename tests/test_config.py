@@ -10,8 +10,9 @@ import pytest
 import yaml
 from fixtures.params import embedded
 
-from danet_core.config import ConfigError, load_study
+from danet_core.config import load_study
 from danet_core.record import fingerprint
+from danet_core.strict import ConfigError
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from stores import PARAMS
 
-from danet_core.config import Dataset, RenderRegdb, RenderSysu, SplitCounts, load_study
+from danet_core.config import load_study
 from danet_core.files import StudyError
+from danet_core.parameters import Dataset, RenderRegdb, RenderSysu, SplitCounts
 from data_prep.counts import counts_by_camera
 from data_prep.sysu_mm01 import EXPECTED
 

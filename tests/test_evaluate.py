@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from danet_core import INFRARED
 from danet_core import evaluate as evaluate_module
 from danet_core.backbone import ResNet
-from danet_core.config import Rerank
 from danet_core.evaluate import Features, evaluate, extract
 from danet_core.files import StudyError, atomic_write_json
+from danet_core.parameters import Rerank
 from danet_core.record import RunFolder
 from danet_core.scores import ABLATION_SETTING
 from danet_core.store import META, PackedStore, content_names, content_sha256, read_manifest

@@ -21,9 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from danet_core import record
-from danet_core.config import Checkpoints, RunConfig, load_study
+from danet_core.config import RunConfig, load_study
 from danet_core.evaluate import Features, evaluate
 from danet_core.files import StudyError, atomic_write_json, atomic_write_text, read_json
+from danet_core.parameters import Checkpoints
 from danet_core.record import RunFolder, load_checkpoint, made_with, save_checkpoint
 from danet_core.scores import load_results
 from tests.fixtures.faults import FORKS, packed_project, run, save_and_die, small_disk, start, state_of

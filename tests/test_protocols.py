@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from danet_core import metrics, protocols
-from danet_core.config import Rerank
 from danet_core.files import StudyError
+from danet_core.parameters import Rerank
 from danet_core.protocols import ProtocolResult
 from danet_core.rerank import rerank
 

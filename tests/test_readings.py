@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from danet_core import readings
-from danet_core.config import ConfigError, Study, load_study
+from danet_core.config import Study, load_study
 from danet_core.files import StudyError, atomic_write_json
 from danet_core.record import RunFolder
+from danet_core.strict import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 PARAMS = ROOT / "params.yaml"

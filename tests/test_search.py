@@ -26,10 +26,10 @@ from safetensors.torch import save_file
 from danet_core import crops, search
 from danet_core.__main__ import main
 from danet_core.backbone import ResNet
-from danet_core.config import RenderSysu, SplitCounts
 from danet_core.crops import RankedImage, ranked_list
 from danet_core.evaluate import extract
 from danet_core.files import StudyError
+from danet_core.parameters import RenderSysu, SplitCounts
 from danet_core.record import RunFolder
 from danet_core.search import Ranking, describe, find_run, list_gallery, load_run
 from danet_core.store import PackedStore

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from danet_core.backbone import ResNet
-from danet_core.config import Image, load_study
+from danet_core.config import load_study
+from danet_core.parameters import Image
 from danet_core.store import PackedStore
 from tests.stores import PARAMS, make_store, small_config
 from tools import precision

@@ -13,8 +13,9 @@ import pytest
 import yaml
 from test_pipeline import copy_project, shell
 
-from danet_core.config import RenderRegdb, RenderSysu, load_study
+from danet_core.config import load_study
 from danet_core.files import StudyError
+from danet_core.parameters import RenderRegdb, RenderSysu
 from data_prep.synthetic import _sysu_cells
 from tools import profile
 

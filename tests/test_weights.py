@@ -9,9 +9,10 @@ import pytest
 import torch
 from torchvision.models import resnet50
 
-from danet_core.config import Image, load_study
+from danet_core.config import load_study
 from danet_core.files import StudyError, sha256_file
 from danet_core.model import DANet
+from danet_core.parameters import Image
 from data_prep import weights
 
 STUDY = load_study(Path(__file__).parent.parent / "params.yaml")

@@ -19,12 +19,13 @@ from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
 from danet_core import losses
-from danet_core.config import ConfigError, Study, build, load_study
+from danet_core.config import Study, load_study
 from danet_core.files import StudyError
 from danet_core.metrics import retrieval_metrics
 from danet_core.protocols import evaluate_regdb, evaluate_sysu, within_modality
 from danet_core.sampler import IdentitySampler
 from danet_core.store import PackedStore, StoreError, partial_path, read_galleries, read_manifest
+from danet_core.strict import ConfigError, build
 from data_prep.regdb import read_regdb
 from data_prep.sysu_mm01 import read_sysu
 from tests.stores import make_store

@@ -18,8 +18,9 @@ from typing import Any
 import pandas as pd
 import torch
 
-from danet_core.config import Precision, RunConfig, Study, load_study
+from danet_core.config import RunConfig, Study, load_study
 from danet_core.files import StudyError, atomic_path, read_json
+from danet_core.parameters import Precision
 from danet_core.precision import lacks
 from danet_core.repro import resolve_device
 from tools.tune import folder_of, score
