@@ -73,8 +73,8 @@ def evaluate(
     that the run started from, `before_bn` and `after_bn` by the trained model) and, for SYSU-MM01's layout,
     `camera_pairs` (protocols.camera_pairs, infrared queries; RegDB has one pair, which its settings score). `queries`
     are extremes.extreme_queries of the first setting: infrared queries, for SYSU-MM01's layout on its first gallery.
-    A reading's record stands at RunConfig.metrics, and names the reading and how it was scored (`evaluation`); where it
-    trains as another row does, `folder` is that row's run.
+    `config` is what the weights depend on, `evaluation` how they were scored. A reading's record stands at
+    RunConfig.metrics and names the reading; where it trains as another row does, `folder` is that row's run.
     Nothing depends on clock or folder, so that equal runs give equal bytes.
     A setting also names what is not the published protocol, where there is such: `galleries` ("random_seed"), `metric`
     ("euclidean") and `rerank` (its numbers); `queries` names such a metric too. The setting of the
@@ -121,7 +121,7 @@ def evaluate(
         "label": config.variant.label,
         "trial": config.trial,
         "seed": config.seed,
-        **({} if config.reading is None else {"reading": config.reading, "evaluation": asdict(config.evaluation)}),
+        **({} if config.reading is None else {"reading": config.reading}),
         "split": "test",
         "settings": cross_modality(features, feat, store, config),
         "within": {
@@ -146,6 +146,7 @@ def evaluate(
         },
         "provenance": {"config_sha256": sha256_json(config.resolved()), **run["provenance"]},
         "config": config.resolved(),
+        "evaluation": asdict(config.evaluation),
     }
     features.save(folder.features)
     atomic_write_json(results / config.metrics, record)

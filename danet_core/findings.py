@@ -62,7 +62,7 @@ def finding_parts(results: Results) -> list[Part]:
     """What the tables of a data set show and what did not reproduce.
 
     Every sentence is worked out from the records: the ablation, the Baseline's distance from chance and its last L_id,
-    the retrieval within a modality, Figure 1's claim, the modality probe (where the records have it), gaps, and for a
+    the retrieval within a modality, Figure 1's claim, the modality probe, gaps, and for a
     real data set `against_paper` and `paper_slips`.
     """
     lines = [SYNTHETIC_NOTE] if results.synthetic else []
@@ -285,14 +285,11 @@ def _baseline_sentences(results: Results, baseline: str = "baseline") -> list[st
 
 
 def _probe_sentences(results: Results) -> list[str]:
-    """None where a record was made before there was a probe."""
     records = list(results.records.values())
-    if not records or not all("probe" in record for record in records):
+    if not records:
         return []
     used = records[0]["config"]["dataset"]["recipe"]["test_feature"]
     after, before = (_by_variant(results, "probe", name, 1) for name in (used, "pretrained"))
-    if not after:
-        return []
     starts = {f"{record['probe']['pretrained']:.3f}": 100 * record["probe"]["pretrained"] for record in records}
     started = f"{next(iter(starts.values())):.1f} %" if len(starts) == 1 else before  # one backbone, but many splits
     return [

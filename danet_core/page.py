@@ -7,7 +7,6 @@ the page can be made from `results/` alone, and what only `runs/` knows (duratio
 from __future__ import annotations
 
 import base64
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +119,7 @@ def section(study: Study, dataset: str, root: Path | str = ".") -> str:
             figures=list(_pictures(results)),
             one_pair=ONE_PAIR if results.layout == "regdb" else "",
             runs=_runs(results, trained),
-            configuration=_configuration(study, results),
+            configuration=_configuration(results),
             provenance=_provenance(results, list(trained.values())),
         )
     )
@@ -208,15 +207,14 @@ def _device(record: Record) -> str:
     return f"{device['name']} ({', '.join(f'{value} {key}' for key, value in device.items() if key == 'threads')})"
 
 
-def _configuration(study: Study, results: Results) -> list[Grid]:
+def _configuration(results: Results) -> list[Grid]:
     """What all runs share, then what sets the variants apart; nothing where there is no record."""
     if not results.records:
         return []
     first = next(iter(results.records.values()))
-    evaluation = dataclasses.asdict(study.evaluation)
     groups = [
         ("data set and recipe", [[key, _value(value)] for key, value in _leaves(first["config"]["dataset"])]),
-        ("evaluation", [[key, _value(value)] for key, value in _leaves(evaluation)]),
+        ("evaluation", [[key, _value(value)] for key, value in _leaves(first["evaluation"])]),
         ("runs", [["trials", _value(list(results.trials))], ["seeds", _value(list(results.seeds))]]),
     ]
     variants = {record["variant"]: dict(_leaves(record["config"]["variant"])) for record in results.records.values()}

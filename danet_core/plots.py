@@ -180,20 +180,18 @@ PROBED: Mapping[str, tuple[str, str]] = {
 def modality_probe(records: Sequence[Record]) -> StudyFigure:
     """How well a linear probe tells the modality from the feature, before and after training, one line per variant.
 
-    records: evaluation records with `probe` (probe.modality_probe); a mark is the mean over a variant's runs. Balanced
+    records: evaluation records, `probe` of probe.modality_probe; a mark is the mean over a variant's runs. Balanced
     accuracy in percent on identities that the probe was not fitted to; at 50 the modality cannot be told. The number
-    beside a variant is that of the feature that retrieval uses.
-    Raises StudyError when no record has one.
+    beside a variant is that of the feature that retrieval uses. Raises StudyError when there is no record.
     """
-    found = [record for record in records if record.get("probe")]
-    need(found, "modality probe")
-    labels = {record["variant"]: record["label"] for record in found}
-    used = found[0]["config"]["dataset"]["recipe"]["test_feature"]
+    need(records, "modality probe")
+    labels = {record["variant"]: record["label"] for record in records}
+    used = records[0]["config"]["dataset"]["recipe"]["test_feature"]
     with style():
         figure, (axis,) = panels(1, columns=1, height=0.42 * len(labels) + 1.0, sharey=True)
         for place, variant in enumerate(labels):
             colour, _ = variant_style(variant, list(labels))
-            runs = [record["probe"] for record in found if record["variant"] == variant]
+            runs = [record["probe"] for record in records if record["variant"] == variant]
             means = {name: 100 * float(np.mean([run[name] for run in runs])) for name in PROBED}
             axis.plot([means["pretrained"], means[used]], [place, place], color="#C8C8C8", linewidth=1, zorder=1)
             for name, (words, marker) in PROBED.items():
@@ -215,7 +213,7 @@ def modality_probe(records: Sequence[Record]) -> StudyFigure:
         axis.set_yticks(range(len(labels)), list(labels.values()))
         axis.grid(False, axis="y")
         axis.set_xlabel("balanced accuracy of a linear probe for the modality, %")
-        finish(figure, [axis], f"Modality told from the feature\n{found[0]['title']}", found[0]["synthetic"])
+        finish(figure, [axis], f"Modality told from the feature\n{records[0]['title']}", records[0]["synthetic"])
     return figure
 
 

@@ -108,7 +108,7 @@ def load_records(study: Study, root: Path | str = ".") -> dict[str, dict[int, Re
     """The evaluation records that exist, by row and seed.
 
     Raises StudyError for a damaged record, for one that was made with other numbers than params.yaml has now, and for
-    records over different data, backbone weights or galleries.
+    records over different data or backbone weights.
     """
     records: dict[str, dict[int, Record]] = {}
     first: tuple[Path, dict[str, Any]] | None = None
@@ -122,7 +122,6 @@ def load_records(study: Study, root: Path | str = ".") -> dict[str, dict[int, Re
             _require_current(path, record, config.resolved(), dataclasses.asdict(config.evaluation))
             common = {key: record["provenance"][key] for key in ("data_sha256", "weights_sha256")}
             common |= {"split": record["split"], "partial": record["partial"]}
-            common["galleries"] = {key: len(one["per_trial"]) for key, one in record["settings"].items()}
             first = first or (path, common)
             for key, value in common.items():
                 if value != first[1][key]:

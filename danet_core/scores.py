@@ -52,7 +52,7 @@ RERANK_NOTE = "Re-ranked by k-reciprocal neighbours ({}): not comparable with sc
 
 # fmt: off
 _REQUIRED = ("dataset", "title", "layout", "synthetic", "partial", "variant", "label", "trial", "seed", "split",
-             "settings", "within", "figure1", "training", "provenance", "config")
+             "settings", "within", "figure1", "probe", "training", "provenance", "config", "evaluation")
 # fmt: on
 _FREE = ("config.trial", "config.seed")  # may differ within a table
 
@@ -229,19 +229,16 @@ def load_features(results: Results) -> dict[str, dict[str, np.ndarray]]:
 def check_comparable(records: Mapping[str, Record]) -> None:
     """Refuse to set runs side by side that differ in more than variant, trial and seed.
 
-    Compared are the resolved configurations, the hashes of data and backbone weights, the evaluated split, and over how
-    many galleries each setting is the mean; within one variant its own row too, and between variants the numbers and
-    readings of a module that both have. Raises StudyError naming both runs, key and values.
+    Compared are the resolved configurations, how they were evaluated, on which split, and the hashes of data and
+    backbone weights; within one variant its own row too, and between variants the numbers and readings of a module that
+    both have. Raises StudyError naming both runs, key and values.
     """
     first: dict[str, tuple[str, dict[str, Any]]] = {}  # the run each is compared with, and what they have to share
     for name, record in records.items():
         leaves = dict(_leaves(record["config"], "config"))
         leaves |= {f"provenance.{key}": record["provenance"][key] for key in ("data_sha256", "weights_sha256")}
         leaves |= {key: record[key] for key in ("split", "partial")}
-        leaves |= {f"galleries of {key}": len(found["per_trial"]) for key, found in record["settings"].items()}
-        for setting, found in record["settings"].items():
-            for key in ("galleries", "metric", "rerank"):
-                leaves |= dict(_leaves(found[key], f"{setting}.{key}")) if found.get(key) else {}
+        leaves |= _leaves(record["evaluation"], "evaluation")
         own = {key: value for key, value in leaves.items() if key not in _FREE}
         shared = {key: value for key, value in own.items() if not key.startswith("config.variant")}
         groups = [("", shared), (f"variant {record['variant']}", own)]
@@ -294,7 +291,7 @@ def _metrics(record: Record) -> Iterator[tuple[str, str, float]]:
     for modality, found in record["within"].items():
         groups[f"within_{modality}"] = {key: found[key] for key in ("cmc1", "mAP")}
     groups["figure1"] = {key: value for key, value in record["figure1"].items() if key.startswith("share")}
-    groups["probe"] = record.get("probe", {})  # absent from older records
+    groups["probe"] = record["probe"]
     training = record["training"]
     groups["training"] = {**training["final"], **{key: training[key] for key in ("steps", "epochs")}}
     for setting, metrics in groups.items():

@@ -265,6 +265,7 @@ def test_a_default_record_does_not_mention_what_was_not_used(finished):
 
 def test_galleries_by_random_seed_are_single_shot_and_named_in_every_setting(finished):
     default, record = run(finished), run(finished, galleries="random_seed")
+    assert record.pop("evaluation") == {**default.pop("evaluation"), "galleries": "random_seed"}
     if record["layout"] == "regdb":  # has no random galleries
         assert record == default
         return
@@ -287,6 +288,7 @@ def test_a_reranked_record_says_so_in_every_setting_and_only_settings_change(fin
         assert setting["rerank"] == {"k1": 20, "k2": 6, "lambda_value": 0.3}
         assert setting["mean"]["mAP"] != default["settings"][name]["mean"]["mAP"]
         assert setting["chance_rank1"] == default["settings"][name]["chance_rank1"]
+    assert record.pop("evaluation") == {**default.pop("evaluation"), "rerank": dataclasses.asdict(Rerank(20, 6, 0.3))}
     left_out = {"settings": None}
     assert {**record, **left_out} == {**default, **left_out}
 
