@@ -62,8 +62,8 @@ def finding_parts(results: Results) -> list[Part]:
     """What the tables of a data set show and what did not reproduce.
 
     Every sentence is worked out from the records: the ablation, the Baseline's distance from chance and its last L_id,
-    the retrieval within a modality, Figure 1's claim, the modality probe, gaps, and for a
-    real data set `against_paper` and `paper_slips`.
+    the retrieval within a modality, Figure 1's claim, the modality probe, gaps, and for a real
+    data set `against_paper` and `paper_slips`.
     """
     lines = [SYNTHETIC_NOTE] if results.synthetic else []
     lines += results.markers
@@ -211,9 +211,7 @@ def _variant(results: Results, name: str) -> VariantRow:
 
 
 def _subject(row: VariantRow) -> str:
-    if not row.modules or row.epochs_factor != 1:
-        return f"“{row.label}”"
-    return " and ".join(module.upper() for module in row.modules) + (" together" if len(row.modules) > 1 else "")
+    return row.label if row.modules and row.epochs_factor == 1 else f"“{row.label}”"
 
 
 def _change(name: str, values: Sequence[float]) -> str:
@@ -239,7 +237,7 @@ def _verdict(changes: Sequence[Sequence[float]]) -> str:
 
 
 def _resampled_sentences(results: Results) -> list[str]:
-    """The interval of each difference over test people; none where the records do not keep scores per query."""
+    """The interval of each difference over test people."""
     found = compare_variants(results)
     if not found:
         return []

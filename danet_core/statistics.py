@@ -104,7 +104,7 @@ def compare_variants(results: Results, baseline: str = "baseline") -> list[Resam
     """Every listed variant less the Baseline, in Rank-1 and mAP of the ablation's setting, in points.
 
     A query's scores are first averaged over the seeds that both variants have, and over the galleries. Left out are
-    variants without a seed in common, and all where a record is of the time before scores per query were kept.
+    variants without a seed in common with it.
 
     Raises StudyError when two records of a trial do not score the same queries.
     """
@@ -112,8 +112,7 @@ def compare_variants(results: Results, baseline: str = "baseline") -> list[Resam
     found = []
     for variant in [name for name in names if name != baseline and baseline in names]:
         seeds = [s for s in complete_seeds(results, variant) if s in complete_seeds(results, baseline)]
-        runs = [(name, trial, seed) for name in (variant, baseline) for trial in results.trials for seed in seeds]
-        if runs and all(_kept(results, *run) for run in runs):
+        if seeds:
             found += _compare(results, variant, baseline, seeds)
     return found
 
@@ -157,6 +156,5 @@ def _compare(results: Results, variant: str, baseline: str, seeds: list[int]) ->
 
 
 def _kept(results: Results, variant: str, trial: int, seed: int) -> dict[str, list]:
-    """Scores per query of a run's ablation setting; empty in a record of the time before they were kept."""
-    record = results.records[run_name(variant, trial, seed)]
-    return record["settings"].get(ABLATION_SETTING[results.layout], {}).get("per_query", {})
+    """Scores per query of a run in the ablation's setting."""
+    return results.records[run_name(variant, trial, seed)]["settings"][ABLATION_SETTING[results.layout]]["per_query"]

@@ -26,9 +26,11 @@ def root(tmp_path: Path) -> Path:
 def test_sentences_say_for_each_module_whether_it_helped(root: Path) -> None:
     write_records(root, "synth_sysu", study())
     assert findings.ablation_sentences(scores.load_results(study(), "synth_sysu", root)) == [
-        "On synth_sysu, CC raised Rank-1 by 7.80 points and mAP by 7.41 points (n = 1 seed): one seed, so no verdict.",
-        "On synth_sysu, ML lowered Rank-1 by 3.10 points and mAP by 2.95 points (n = 1 seed): one seed, so no verdict.",
-        "On synth_sysu, CC and ML together raised Rank-1 by 5.90 points and mAP by 5.60 points (n = 1 seed): "
+        "On synth_sysu, B + CC raised Rank-1 by 7.80 points and mAP by 7.41 points (n = 1 seed): "
+        "one seed, so no verdict.",
+        "On synth_sysu, B + ML lowered Rank-1 by 3.10 points and mAP by 2.95 points (n = 1 seed): "
+        "one seed, so no verdict.",
+        "On synth_sysu, B + ML + CC raised Rank-1 by 5.90 points and mAP by 5.60 points (n = 1 seed): "
         "one seed, so no verdict.",
     ]
 

@@ -45,7 +45,7 @@ def test_the_section_is_rewritten_and_the_prose_keeps_every_byte(root: Path, cap
     assert written.startswith(PROSE[0]) and written.endswith(PROSE[1])
     section = written[len(PROSE[0]) : -len(PROSE[1])].decode("utf-8")
     assert section == "\n" + findings.readme_block(readme.DATASETS, root)
-    assert section.index("| Baseline | 20.00 |") < section.index("CC raised Rank-1 by 7.80 points")
+    assert section.index("| Baseline | 20.00 |") < section.index("B + CC raised Rank-1 by 7.80 points")
     assert "\nold\n" not in section and "rewritten" in capsys.readouterr().out
     assert [path.name for path in root.glob("*README*")] == ["README.md"]
 
