@@ -7,7 +7,8 @@ gives the narrow networks of the embedded benchmark. The ways in, Wu et al. 2017
     two           conv1 and bn1 for each modality, every later layer shared
     zero_padding  two input channels, the first for visible grey, the second for infrared; the absent one is 0
 All of them start from the same weights of one stream: `two` from conv1 and bn1 twice, `zero_padding` from the sum of
-conv1's filters over colours for both channels, so that a grey image is answered as before.
+conv1's filters over colours for both channels, which answers a grey image nearly as before: not quite, because the
+three colours are normalised by numbers of their own.
 """
 
 from __future__ import annotations

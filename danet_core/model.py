@@ -9,10 +9,11 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from danet_core.backbone import ResNet
 from danet_core.files import StudyError
-from danet_core.parameters import Pooling, Streams
+from danet_core.parameters import MutualTrains, Pooling, SidTrains, Streams
 
 _GEM_FLOOR = 1e-6  # of a map's values, Radenovic et al.'s: the root of 0 has no gradient
 
@@ -27,6 +28,8 @@ class Embedding(NamedTuple):
     logits_infrared: Float[Tensor, "B C"]  # C_r
     averaged_visible: Float[Tensor, "B C"] | None = None  # the averaged C_v, without gradient, where there is one
     averaged_infrared: Float[Tensor, "B C"] | None = None  # the averaged C_r
+    mutual_visible: Float[Tensor, "B C"] | None = None  # C_v for L_M, where its gradient goes elsewhere than L_sid's
+    mutual_infrared: Float[Tensor, "B C"] | None = None  # C_r for L_M
 
 
 class DANet(nn.Module):
@@ -40,6 +43,8 @@ class DANet(nn.Module):
         pooling: "average", "max" or "gem" (see `pool`), gem with `gem_exponent`.
         streams: "one" (the paper), "two" or "zero_padding", see backbone.py.
         averaged: keep moving averages of C_v and C_r, which `update_averages` moves.
+        sid_trains: what the gradient of L_sid reaches: "all", or "classifiers", C_v and C_r without what is below them.
+        mutual_trains: what the gradient of L_M reaches: "all", or "backbone", all but C_v and C_r.
 
     Raises StudyError for fewer than two classes, an unknown backbone or weights that do not fit.
     Source: the paper, Fig. 2 and "Implementation details"; the neck, with its bias fixed at 0, is Luo et al. 2019's.
@@ -57,11 +62,14 @@ class DANet(nn.Module):
         gem_exponent: float = 3.0,
         streams: Streams = "one",
         averaged: bool = False,
+        sid_trains: SidTrains = "all",
+        mutual_trains: MutualTrains = "all",
     ) -> None:
         super().__init__()
         if num_classes < 2:
             raise StudyError(f"num_classes: expected at least 2 training identities, found {num_classes}")
         self.pooling, self.gem_exponent = pooling, gem_exponent
+        self.sid_trains, self.mutual_trains = sid_trains, mutual_trains
         self.backbone = ResNet(backbone, width, streams)
         self.neck = nn.BatchNorm1d(self.backbone.out_channels)
         self.neck.bias.requires_grad_(False)
@@ -90,16 +98,19 @@ class DANet(nn.Module):
 
     def forward(self, images: Float[Tensor, "B 3 H W"], modalities: Int[Tensor, " B"] | None = None) -> Embedding:
         feat, feat_bn = self.embed(images, modalities)
+        heads = self.classifier_visible, self.classifier_infrared
         with torch.autocast(images.device.type, enabled=False):
-            averaged = [head(feat_bn.detach()) for head in self.averages] if self.averages is not None else []
-            return Embedding(
-                feat,
-                feat_bn,
-                self.classifier(feat_bn),
-                self.classifier_visible(feat_bn),
-                self.classifier_infrared(feat_bn),
-                *averaged,
-            )
+            supervised = feat_bn.detach() if self.sid_trains == "classifiers" else feat_bn
+            output = Embedding(feat, feat_bn, self.classifier(feat_bn), *(head(supervised) for head in heads))
+            if self.averages is not None:
+                visible, infrared = (head(feat_bn.detach()) for head in self.averages)
+                output = output._replace(averaged_visible=visible, averaged_infrared=infrared)
+            if (self.sid_trains, self.mutual_trains) != ("all", "all"):
+                fixed = self.mutual_trains == "backbone"
+                weights = (head.weight.detach() if fixed else head.weight for head in heads)
+                visible, infrared = (functional.linear(feat_bn, weight) for weight in weights)
+                output = output._replace(mutual_visible=visible, mutual_infrared=infrared)
+            return output
 
     @torch.no_grad()
     def update_averages(self, momentum: float) -> None:

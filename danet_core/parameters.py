@@ -17,6 +17,8 @@ Precision = Literal["float32", "tf32", "bfloat16", "float16"]  # precision.py sa
 BatchNorm = Literal["global", "per_process"]  # Team.network in parallel.py says what they do
 Streams = Literal["one", "two", "zero_padding"]  # how images enter the network; backbone.py says what they are
 Pooling = Literal["average", "max", "gem"]  # model.pool says what they are
+SidTrains = Literal["all", "classifiers"]  # what the gradient of L_sid reaches; DANet in model.py does it
+MutualTrains = Literal["all", "backbone"]  # what the gradient of L_M reaches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,8 @@ class MutualLearning:
     gradient: Literal["both", "own", "foreign"]
     direction: Literal["foreign_own", "own_foreign"]
     foreign_average: float
+    sid_trains: SidTrains
+    mutual_trains: MutualTrains
 
     def __post_init__(self) -> None:
         require(self.lambda_2 >= 0, "lambda_2", self.lambda_2, "a weight of at least 0")
@@ -61,6 +65,8 @@ class MutualLearning:
         taught = average == 0 or self.gradient != "foreign"
         require(taught, "gradient", self.gradient, "both or own: an averaged foreign classifier is fixed")
         require(average == 0 or self.lambda_2 > 0, "foreign_average", average, "0 where lambda_2 is 0, L_M left out")
+        told = self.mutual_trains == "all" or self.lambda_2 > 0
+        require(told, "mutual_trains", self.mutual_trains, "all where lambda_2 is 0, L_M left out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,7 +347,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Bootstrap:
-    """How a difference between two variants is resampled over queries; statistics.py says how."""
+    """How a difference between two variants is resampled over test identities; statistics.py says how."""
 
     resamples: int
     confidence: float
@@ -393,8 +399,8 @@ class Switches:
 class Reading:
     """A row of the readings study: one choice that the paper leaves open, made in another way than the default.
 
-    `set` gives values by their dotted paths in a run's configuration. A row with `against: null` is a reference, which
-    other rows name in `against`: the run they differ from.
+    `set` says what differs from `variant`, as values by their dotted paths in a run's configuration. `against` names
+    the row it is compared with; a row with null there is shown by itself.
     """
 
     group: str
@@ -421,8 +427,8 @@ class Readings:
         require(len(set(self.run)) == len(self.run), "run", self.run, "each row once")
         for name, row in self.rows.items():
             require(re.fullmatch(r"[a-z0-9_]+", str(name)) is not None, "rows", name, "names of a-z, 0-9 and _")
-            known = [other for other, found in self.rows.items() if found.against is None]
-            expected = f"null or a row that has null there ({', '.join(known)})"
+            known = [other for other in self.rows if other != name]
+            expected = f"null or another row ({', '.join(known)})"
             require(row.against is None or row.against in known, f"rows.{name}.against", row.against, expected)
 
 

@@ -31,7 +31,14 @@ from danet_core.config import RunConfig
 from danet_core.files import StudyError, atomic_write_bytes, atomic_write_json, read_json, sha256_file, sha256_json
 
 CODE = (
-    *("augment", "backbone", "config", "losses", "model", "parallel"),
+    *(
+        "augment",
+        "backbone",
+        "config",
+        "losses",
+        "model",
+        "parallel",
+    ),  # what parameters.py reads is compared as numbers
     *("precision", "record", "repro", "sampler", "store", "train"),
 )
 """The modules that training runs, the same that its stage in dvc.yaml names."""

@@ -137,6 +137,8 @@ def loss_terms(output: Embedding, batch: Batch, variant: Variant) -> dict[str, T
         if ml.lambda_2 > 0:
             visible, infrared = output.averaged_visible, output.averaged_infrared
             averaged = None if visible is None or infrared is None else (visible, infrared)
+            if output.mutual_visible is not None and output.mutual_infrared is not None:
+                logits = output.mutual_visible, output.mutual_infrared
             terms["L_M"] = mutual_learning_loss(*logits, batch.modalities, ml.gradient, ml.direction, averaged)
             total = total + ml.lambda_2 * terms["L_M"]
     return {**terms, "total": total}
@@ -159,7 +161,7 @@ def build_model(dataset: Dataset, num_classes: int, weights: Path | None, varian
 
     Without a variant it is the Baseline's: one stream, and no averaged classifiers.
     """
-    recipe = dataset.recipe
+    recipe, ml = dataset.recipe, None if variant is None else variant.ml
     model = DANet(
         num_classes,
         recipe.backbone,
@@ -168,7 +170,9 @@ def build_model(dataset: Dataset, num_classes: int, weights: Path | None, varian
         pooling=recipe.pooling,
         gem_exponent=recipe.gem_exponent,
         streams="one" if variant is None else variant.streams,
-        averaged=variant is not None and variant.ml is not None and variant.ml.foreign_average > 0,
+        averaged=ml is not None and ml.foreign_average > 0,
+        sid_trains="all" if ml is None else ml.sid_trains,
+        mutual_trains="all" if ml is None else ml.mutual_trains,
     )
     return model.to(memory_format=torch.channels_last) if recipe.channels_last else model
 

@@ -13,14 +13,16 @@ import torch
 from oracles import retrieval
 from safetensors.torch import load_file, save_file
 
-from danet_core import protocols, search
+from danet_core import protocols, search, slow
 from danet_core.backbone import ResNet
 from danet_core.config import RunConfig
 from danet_core.evaluate import Features, evaluate, extract
 from danet_core.files import StudyError
+from danet_core.model import DANet
+from danet_core.parameters import Variant
 from danet_core.record import RunFolder
 from danet_core.store import PackedStore
-from danet_core.train import build_model, train
+from danet_core.train import Batch, build_model, loss_terms, train
 from tests.stores import make_store, small_config
 
 TRAINED = [
@@ -35,6 +37,8 @@ TRAINED = [
     "variant.ml.direction=own_foreign",
     "variant.ml.foreign_average=0.9",
     "variant.ml.lambda_2=0.0",
+    "variant.ml.sid_trains=classifiers",
+    "variant.ml.mutual_trains=backbone",
     "variant.streams=two",
     "variant.streams=zero_padding",
     "dataset.recipe.pooling=max",
@@ -104,6 +108,37 @@ def test_a_run_with_another_reading_ends_finite_differs_from_the_default_and_can
     assert scored["config"] == config.resolved() != default[1]["config"]
     assert scored["provenance"]["fingerprint"] != default[1]["provenance"]["fingerprint"]
     assert 0 <= scored["settings"]["all_single"]["mean"]["mAP"] <= 1
+
+
+@pytest.mark.parametrize("sid_trains", ["all", "classifiers"])
+@pytest.mark.parametrize("mutual_trains", ["all", "backbone"])
+def test_the_gradients_of_l_sid_and_l_m_reach_what_the_choice_says_and_nothing_else(sid_trains, mutual_trains):
+    config = small_config(variant="b_ml")
+    chosen = dataclasses.replace(config.variant.ml, sid_trains=sid_trains, mutual_trains=mutual_trains)
+    variant = dataclasses.replace(config.variant, ml=chosen)
+    images, modalities = torch.rand(8, 3, 32, 16), torch.tensor([0, 1] * 4)
+    batch = Batch(images, torch.arange(8) // 2, modalities)
+
+    def model(variant: Variant) -> DANet:
+        torch.manual_seed(2)
+        return build_model(config.dataset, 4, None, variant)
+
+    def gradients(loss: torch.Tensor, network: DANet) -> list[torch.Tensor]:
+        """Of C_v, of C_r, and of the last weight below them."""
+        below = network.classifier_visible.weight, network.classifier_infrared.weight, network.neck.weight
+        return list(torch.autograd.grad(loss, below, retain_graph=True, materialize_grads=True))
+
+    network, printed = model(variant), model(config.variant)
+    terms, whole = loss_terms(network(images, modalities), batch, variant), printed(images, modalities)
+    logits = whole.logits_visible.double(), whole.logits_infrared.double()
+    loops = {"L_sid": slow.eq4(*logits, batch.labels, modalities), "L_M": slow.eq5(*logits, modalities)}
+    reached = {"L_sid": (True, True, sid_trains == "all"), "L_M": (*[mutual_trains == "all"] * 2, True)}
+    for name, parts in reached.items():
+        assert terms[name].item() == pytest.approx(loops[name].item(), abs=1e-6)
+        everything = gradients(loops[name], printed)
+        assert all(part.abs().max() > 1e-6 for part in everything)
+        for found, expected, reaches in zip(gradients(terms[name], network), everything, parts, strict=True):
+            torch.testing.assert_close(found, expected if reaches else torch.zeros_like(found), rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("choice", ["variant.ml.foreign_average=0.9", "variant.streams=two"])

@@ -50,7 +50,14 @@ HARMLESS = {
     },
     "pack": {*CONFIG, "data_prep/prepare.py", "data_prep/reading.py"},
     "weights": {*CONFIG, "data_prep/reading.py"},
-    "train": {"danet_core/plots.py", "danet_core/style.py", "danet_core/distances.py"},
+    # What strict.py and parameters.py read is in the resolved configuration, which every use of a run compares.
+    "train": {
+        "danet_core/parameters.py",
+        "danet_core/strict.py",
+        "danet_core/plots.py",
+        "danet_core/style.py",
+        "danet_core/distances.py",
+    },
     # The model file holds what these made: a model of theirs that changed is another dependency already.
     "evaluate": {
         "danet_core/augment.py",

@@ -100,7 +100,7 @@ def test_a_reading_changes_what_it_sets_and_nothing_else(tmp_path: Path) -> None
         ({"table": ["synth_regdb"]}, r"readings.table: expected \[\] or \[synth_sysu\]"),
         ({"seeds": [1, 1]}, "readings.seeds: expected different seeds"),
         ({"rows": {"Rho": DEFAULT}}, "names of a-z, 0-9 and _"),
-        ({"rows": {"odd": {**HALF, "set": {}}}}, "odd.against: expected null or a row that has null there"),
+        ({"rows": {"odd": {**HALF, "set": {}}}}, r"odd.against: expected null or another row \(\), found 'danet'"),
         ({"rows": {"odd": {**DEFAULT, "variant": "b_cx"}}, "run": ["odd"]}, "unknown variant 'b_cx'"),
     ],
 )
