@@ -20,7 +20,10 @@ hypothesis.settings.load_profile("study")
 
 
 # Files whose tests follow each other for minutes: begun last, one of them would go on when all other workers are done.
-LONG = ("test_pipeline", "test_tools_batch", "test_tools_readings", "test_benchmarks", "test_parallel", "test_faults")
+LONG = (
+    *("test_pipeline", "test_tools_batch", "test_tools_readings", "test_benchmarks", "test_parallel", "test_faults"),
+    "test_pipeline_changes",  # which waits for the study that the first one makes
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fixtures.pipeline import copy_project, edit, shell, shrink
 
 from danet_core.config import load_study
 from tests.fixtures.faults import packed_project, run, small_disk
-from tests.test_pipeline import copy_project, edit, shell, shrink
 from tools.checkout import unlock
 from tools.strip import strip
 

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 from fixtures.params import embedded
-from test_pipeline import copy_project, edit, shrink
+from fixtures.pipeline import copy_project, edit, shrink
 
 from danet_core.config import Study, load_study
 from danet_core.evaluate import evaluate

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_pipeline import copy_project, shell
+from fixtures.pipeline import copy_project, shell
 
 from danet_core.config import load_study
 from danet_core.files import StudyError

@@ -17,8 +17,8 @@ import pytest
 import torch
 import yaml
 from fixtures.notebooks import run_notebook
+from fixtures.pipeline import copy_project, edit, shell
 from safetensors.torch import save_file
-from test_pipeline import copy_project, edit, shell
 
 from danet_core.backbone import ResNet
 from danet_core.config import load_study

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_pipeline import copy_project, edit, shell, shrink, status
+from fixtures.pipeline import copy_project, edit, shell, shrink, status
 
 from danet_core.config import load_study
 from danet_core.files import StudyError

@@ -27,7 +27,7 @@ def test_the_table_is_written_when_all_rows_are_there_and_never_before(tmp_path,
     monkeypatch.setattr(tune, "score", lambda config: {"mAP": config.seed / 4})
     assert tune.main(["--params", str(PARAMS)]) == 0
     table = Path("results/tuning/synth_sysu.csv")
-    assert pd.read_csv(table).mAP.tolist() == [0, 0.25] * 3
+    assert pd.read_csv(table).mAP.tolist() == [0, 0.25] * len(load_study(PARAMS).tuning.grid.lr)
     before = table.read_bytes()
 
     def diverging(config):
@@ -39,6 +39,16 @@ def test_the_table_is_written_when_all_rows_are_there_and_never_before(tmp_path,
     assert tune.main(["--params", str(PARAMS)]) == 1
     assert table.read_bytes() == before
     assert capsys.readouterr().err == "error: the loss is NaN; lower lr\n"
+
+
+def test_the_committed_table_is_of_the_grid_and_its_best_learning_rate_is_the_recipes():
+    study = load_study(PARAMS)
+    table = pd.read_csv(PARAMS.parent / "results/tuning" / f"{study.tuning.dataset}.csv")
+    assert set(table.lr) == set(study.tuning.grid.lr)
+    assert set(table.seed) == set(study.tuning.seeds)
+    best = table.groupby(["lr", "steps_per_epoch"]).mAP.mean().idxmax()
+    recipe = study.dataset(study.tuning.dataset).recipe
+    assert best == (recipe.lr, recipe.steps_per_epoch)
 
 
 @pytest.mark.parametrize("tool", [tune, precision])

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.pipeline import ROOT
 
 from danet_core.files import StudyError, atomic_write_json
 from tests.fixtures.records import record
-from tests.test_pipeline import ROOT
 from tools import verify
 from tools.verify import EXIT, RETRAINED, SAME_WEIGHTS, compare, resolve
 
