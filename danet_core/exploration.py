@@ -16,10 +16,11 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import pandas as pd
 from jaxtyping import Int
+from PIL import Image
 
 from danet_core import INFRARED, VISIBLE, distances, plots
 from danet_core.config import Study
-from danet_core.crops import RankedImage, ranked_list
+from danet_core.crops import RankedImage, ranked_list, ranked_picture
 from danet_core.distances import Distributions, IdentityClaims, Metric, Plane
 from danet_core.evaluate import Features
 from danet_core.files import StudyError, read_json
@@ -317,15 +318,15 @@ class Exploration:
             rows[name] = {**row, ("Figure 1's claim", "share of identities"): float(holds.mean())}
         return pd.DataFrame({label: pd.Series(row) for label, row in rows.items()}).T
 
-    def distributions_figure(self, choice: Choice) -> StudyFigure:
+    def distributions_figure(self, choice: Choice, onto: StudyFigure | None = None) -> StudyFigure:
         claims = self.claims(choice).items()
         shares = {name: float((one.holds_visible & one.holds_infrared).mean()) for name, one in claims}
-        return plots.distance_distributions(self.distributions(choice), shares=shares, **self._named(choice))
+        return plots.distance_distributions(self.distributions(choice), shares=shares, onto=onto, **self._named(choice))
 
-    def claim_figure(self, choice: Choice) -> StudyFigure:
-        return plots.identity_claim(self.claims(choice), choice.pid, **self._named(choice))
+    def claim_figure(self, choice: Choice, onto: StudyFigure | None = None) -> StudyFigure:
+        return plots.identity_claim(self.claims(choice), choice.pid, onto=onto, **self._named(choice))
 
-    def projection_figure(self, choice: Choice) -> StudyFigure:
+    def projection_figure(self, choice: Choice, onto: StudyFigure | None = None) -> StudyFigure:
         features = self._features(choice, choice.variants[0])
         by_identity: dict[str, Any] = {"pid": choice.pid, "claims": self.claims(choice)}
         return plots.projection(
@@ -333,11 +334,21 @@ class Exploration:
             features.pids,
             features.modalities,
             **(by_identity if choice.colour == "identity" else {}),
+            onto=onto,
             **self._named(choice),
         )
 
     def ranked_figure(self, choice: Choice, variant: str) -> StudyFigure:
         """The chosen query, the first `top` of its gallery, and the nearest of what the protocol ignores."""
+        query, images, title = self._ranked(choice, variant)
+        return ranked_list(query, images, title=title)
+
+    def ranked_picture(self, choice: Choice, variant: str) -> Image.Image:
+        """`ranked_figure` in pixels, for the screen."""
+        query, images, title = self._ranked(choice, variant)
+        return ranked_picture(query, images, title=title)
+
+    def _ranked(self, choice: Choice, variant: str) -> tuple[RankedImage, list[RankedImage], str]:
         ranked = self.ranking(choice, variant)
         gaps = ranked.distances.tolist()
         images = [
@@ -352,7 +363,7 @@ class Exploration:
             self._crop(choice, row, gap, "ignored") for row, gap in zip(ranked.ignored.tolist(), apart, strict=False)
         ]
         query = self._crop(choice, choice.query, None, None)
-        return ranked_list(query, images, title=self._ranked_title(choice, variant, ranked), columns=10)
+        return query, images, self._ranked_title(choice, variant, ranked)
 
     def _ranked_title(self, choice: Choice, variant: str, ranked: RankedGallery) -> str:
         layout = self.study.dataset(choice.dataset).layout

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -51,7 +52,7 @@ class Explorer:
         self._answers = False
         self._shown: dict[str, tuple[Any, ...]] = {}
         self._drawn: dict[tuple[Any, ...], bytes | str] = {}
-        self._layouts: dict[Any, Any] = {}
+        self._figures: dict[tuple[Any, ...], StudyFigure] = {}
         gc.freeze()  # torch's objects outlive every figure; searching them for garbage took half a second at a time
         self._make_controls(choice)
         self.status = widgets.HTML()
@@ -180,8 +181,7 @@ class Explorer:
         for variant in chosen:
             picture = self.ranked.setdefault(variant, widgets.Image(format="png", layout=_WIDE))
             fields = (*_RUNS, "metric", "setting", "query", "top")
-            figure = partial(exploration.ranked_figure, variant=variant)
-            self._draw(picture, variant, fields, partial(self._png, figure, variant))
+            self._draw(picture, variant, fields, partial(self._gallery, variant))
         self._galleries.children = [self.ranked[variant] for variant in chosen]
         self.status.value = html.escape(f"{FEATURES[choice.feature]}: {exploration.epoch(choice)}")
 
@@ -196,9 +196,16 @@ class Explorer:
                 self._drawn.pop(next(iter(self._drawn)))  # the oldest
         widget.value, self._shown[panel] = self._drawn[key], key
 
-    def _png(self, figure: Callable[[Choice], StudyFigure], panel: str) -> bytes:
+    def _gallery(self, variant: str) -> bytes:
         assert self.choice is not None
-        return png(figure(self.choice), self._layouts, (panel, self.choice.metric, self.choice.colour))
+        return encoded(self.exploration.ranked_picture(self.choice, variant))
+
+    def _png(self, make: Callable[..., StudyFigure], panel: str) -> bytes:
+        """A panel's picture, drawn onto its earlier figure where that was laid out alike."""
+        assert self.choice is not None
+        key = panel, len(self.choice.variants), self.choice.metric, self.choice.colour
+        self._figures[key] = figure = make(self.choice, onto=self._figures.get(key))
+        return png(figure)
 
     def figures(self) -> dict[str, StudyFigure]:
         """`Exploration.figures` of what is chosen now; none where there is no run."""
@@ -213,26 +220,22 @@ class Explorer:
         )
 
 
-def png(figure: StudyFigure, layouts: dict[Any, Any] | None = None, key: Any = None, dpi: int = 84) -> bytes:
-    """A figure as PNG for the screen: quickly made rather than small.
-
-    layouts: where the axes came to lie in earlier figures, by `key`. Laying out takes as long as drawing, and figures
-    that differ in their data alone lie alike.
-    """
-    with style():
+def png(figure: StudyFigure, dpi: int = 84) -> bytes:
+    """A figure as PNG for the screen. It is laid out once and stays so, which takes as long as drawing does."""
+    with style(), matplotlib.rc_context({"text.hinting": "none"}):  # which a third of the time would go into
         figure.set_dpi(dpi)
         if layout := figure.get_layout_engine():
-            layouts, key = {} if layouts is None else layouts, (key, *figure.get_size_inches())
-            if key not in layouts:
-                layout.execute(figure)
-                layouts[key] = [axis.get_position() for axis in figure.axes]
-            for axis, place in zip(figure.axes, layouts[key], strict=True):
-                axis.set_position(place)
+            layout.execute(figure)
             figure.set_layout_engine("none")  # or drawing would lay it out again, after a draw that shows nothing
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
+    return encoded(Image.fromarray(np.asarray(canvas.buffer_rgba())[:, :, :3]))
+
+
+def encoded(picture: Image.Image) -> bytes:
+    """A picture as PNG, quickly made rather than small."""
     stream = io.BytesIO()
-    Image.fromarray(np.asarray(canvas.buffer_rgba())[:, :, :3]).save(stream, "PNG", compress_level=1)
+    picture.save(stream, "PNG", compress_level=1)
     return stream.getvalue()
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from PIL import Image
 
 from danet_core import crops, distances, plots, scores, style
 from danet_core.distances import centre_claim, distance_distributions
+from danet_core.explore import png
 from danet_core.files import StudyError
 from danet_core.store import PackedStore
+from danet_core.style import StudyFigure
 from tests.stores import make_store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -346,19 +349,25 @@ def test_the_claim_of_one_identity_shows_its_neighbours_and_for_whom_it_holds(
         (False, True): "infrared",
         (False, False): "not",
     }
-    for axis, (name, one) in zip(panels(figure), claims.items(), strict=True):
+    (axis,) = panels(figure)
+    told = [text.get_text() for text in axis.texts]
+    ticks, diamonds = (lines(axis, label) for label in ("another identity", "the nearest of them, with its number"))
+    own = lines(axis, "the same identity, other modality")
+    for number, (name, one) in enumerate(claims.items()):
         row = one.row(7)
         share = 100 * (one.holds_visible & one.holds_infrared).mean()
-        assert words[bool(one.holds_visible[row]), bool(one.holds_infrared[row])] in axis.get_title()
-        assert axis.get_title().startswith(name) and f"for {share:.1f} % of 40" in axis.get_title()
-        ticks = lines(axis, "another identity")
-        np.testing.assert_allclose(np.sort(ticks[1].get_xdata()), np.sort(one.between[1, row])[:-1])
-        nearest = [line.get_xdata()[0] for line in lines(axis, "the nearest of them, with its number")]
-        assert nearest == [one.nearest_visible[row], one.nearest_infrared[row]]
-        told = [text.get_text() for text in axis.texts]
-        assert told == [str(one.neighbour_visible[row]), str(one.neighbour_infrared[row])]
-        (own,) = lines(axis, "the same identity, other modality")
-        assert list(own.get_xdata()) == [one.cross[row]] * 2
+        *neighbours, title_of_rows = told[3 * number : 3 * number + 3]
+        assert words[bool(one.holds_visible[row]), bool(one.holds_infrared[row])] in title_of_rows
+        assert title_of_rows.startswith(f"{name}: ") and f"for {share:.1f} % of 40" in title_of_rows
+        assert neighbours == [str(one.neighbour_visible[row]), str(one.neighbour_infrared[row])]
+        gaps, sides = ticks[number].get_data()
+        for side in (0, 1):
+            np.testing.assert_allclose(
+                np.sort(gaps[sides == 3 * number + 1 + side]), np.sort(one.between[side, row])[:-1]
+            )
+        assert list(diamonds[number].get_xdata()) == [one.nearest_visible[row], one.nearest_infrared[row]]
+        assert list(own[number].get_xdata()) == [one.cross[row]] * 2
+        assert max(gaps) < axis.get_xlim()[1] and one.cross[row] < axis.get_xlim()[1]
     with pytest.raises(StudyError, match="identity 99 is not among"):
         plots.identity_claim(claims, 99, **SOMEWHERE)
 
@@ -383,6 +392,28 @@ def test_the_projection_draws_every_image_once_by_modality_and_again_by_identity
     near = {int(claims["b_cc"].neighbour_visible[row]), int(claims["b_cc"].neighbour_infrared[row])}
     (others,) = lines(panels(figure)[1], "its nearest others, infrared")
     assert len(others.get_xydata()) == 8 * len(near)
+
+
+def test_a_figure_that_was_drawn_onto_and_back_again_gives_the_same_picture(
+    claims: dict[str, distances.IdentityClaims],
+) -> None:
+    made = {name: records.features(name) for name in ("baseline", "b_cc")}
+
+    def drawn(feature: str, pid: int, onto: Sequence[StudyFigure | None] = (None, None, None)) -> list[StudyFigure]:
+        labels = made["baseline"]["pids"], made["baseline"]["modalities"]
+        pairs = {name: distance_distributions(one[feature], *labels, upper=2.0) for name, one in made.items()}
+        planes = {name: distances.principal_plane(one[feature]) for name, one in made.items()}
+        return [
+            plots.distance_distributions(pairs, onto=onto[0], **SOMEWHERE),
+            plots.identity_claim(claims, pid, onto=onto[1], **SOMEWHERE),
+            plots.projection(planes, *labels, pid=pid, claims=claims, onto=onto[2], **SOMEWHERE),
+        ]
+
+    first = drawn("feat", 7)
+    pictures = [png(figure) for figure in first]
+    others = [png(figure) for figure in drawn("feat_bn", 8, first)]
+    assert all(other != picture for other, picture in zip(others, pictures, strict=True))
+    assert [png(figure) for figure in drawn("feat", 7, first)] == pictures
 
 
 def test_the_style_stands_on_seaborns_white_grid_word_for_word() -> None:

@@ -411,6 +411,36 @@ def test_a_mark_is_a_colour_and_a_sign_and_what_is_ignored_has_no_rank() -> None
     assert len(set(frames)) == 4 and frames[1:] == [crops.MARKS[mark][0] for mark in marks[:3]]
 
 
+def test_the_picture_for_the_screen_has_every_crop_and_frame_where_the_figure_has_it() -> None:
+    marks: tuple[Any, ...] = ("wrong", "ignored", "right", None)
+    images = [
+        RankedImage(f"{n}.jpg", np.full((40, 20, 3), 10 + n, np.uint8), n / 10, mark) for n, mark in enumerate(marks)
+    ]
+    query, title = RankedImage("q.jpg", np.full((30, 20, 3), 200, np.uint8)), "two\nlines"
+    figure = ranked_list(query, images, title=title, columns=3)
+    picture = crops.ranked_picture(query, images, title=title, columns=3, dpi=100)
+    assert picture.size == tuple(np.round(100 * figure.get_size_inches()).astype(int))
+    pixels, (axis,) = np.asarray(picture), figure.axes
+    right, bottom = axis.transData.transform([(0, 0), (1, 1)])[1] - axis.transData.transform([(0, 0), (1, 1)])[0]
+    assert right == pytest.approx(-bottom) == pytest.approx(figure.dpi)  # the figure is in inches
+    frames = dict(zip(("q.jpg", "0.jpg", "1.jpg", "2.jpg"), axis.patches, strict=True))
+    for drawn, name in zip(axis.images, ("q.jpg", "0.jpg", "1.jpg", "2.jpg", "3.jpg"), strict=True):
+        left, end, low, top = (100 * edge for edge in drawn.get_extent())
+        top, low = (edge - 100 * axis.get_ylim()[1] for edge in (top, low))
+        value = drawn.get_array()[0, 0].tolist()  # type: ignore[index]
+        assert pixels[int((top + low) / 2), int((left + end) / 2)].tolist() == value
+        across = pixels[round(top) + 1, round(left) : round(end)]  # along the upper edge
+        assert (across == 255).all(axis=1).sum() <= 1  # nothing of the paper between frame and crop
+        if name not in frames:
+            assert (across[1:-1] == value).all()
+            continue
+        colour = (255 * np.array(frames[name].get_edgecolor()[:3])).round().tolist()
+        framed = (across == colour).all(axis=1).mean()
+        assert 0.4 < framed < 0.9 if name == "1.jpg" else framed > 0.95, name  # dashed where it is ignored
+    with pytest.raises(StudyError, match="no ranked image"):
+        crops.ranked_picture(query, [], title="")
+
+
 @pytest.mark.parametrize(
     ("name", "lines"),
     [
