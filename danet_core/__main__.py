@@ -73,11 +73,9 @@ def _search(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from danet_core.files import read_json
     from danet_core.search import describe, find_run
 
-    path = find_run(options.run) / "record.json"
-    print(describe(read_json(path), path))
+    print(describe(find_run(options.run) / "record.json"))
     return 0
 
 

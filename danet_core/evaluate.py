@@ -15,11 +15,12 @@ from danet_core.augment import normalise
 from danet_core.config import RunConfig
 from danet_core.distances import centre_claim
 from danet_core.extremes import Side, extreme_queries
-from danet_core.files import StudyError, atomic_path, atomic_write_json, read_json, sha256_file, sha256_json
+from danet_core.files import StudyError, atomic_path, atomic_write_json, sha256_file, sha256_json
 from danet_core.model import DANet
 from danet_core.probe import modality_probe
 from danet_core.record import RunFolder, load_finished
 from danet_core.repro import deterministic, resolve_device
+from danet_core.runs import read_features, read_training_record
 from danet_core.store import PackedStore
 from danet_core.train import build_model
 
@@ -46,13 +47,8 @@ class Features:
 
     @classmethod
     def load(cls, path: Path) -> Features:
-        """Read what `save` wrote; a missing file is a StudyError."""
-        if not path.exists():
-            raise StudyError(
-                f"features {path} are missing; the evaluate stage of that run writes them: run `dvc repro`"
-            )
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
+        """Read what `save` wrote; a missing or damaged file is a StudyError."""
+        return cls(**read_features(path, cls.__dataclass_fields__))
 
 
 def evaluate(
@@ -89,7 +85,7 @@ def evaluate(
     weights it was not trained on.
     """
     scored = config.trial if split_trial is None else split_trial
-    trained = read_json(folder.record)["trial"]
+    trained = read_training_record(folder.record)["trial"]
     if not trained == config.trial == scored:
         store = PackedStore.open(packed / config.dataset.name)
         _refuse_other_trial(store, config, folder, trained, config.trial if scored == trained else scored)

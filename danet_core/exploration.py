@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,10 @@ from danet_core.config import Study
 from danet_core.crops import RankedImage, ranked_list, ranked_picture
 from danet_core.distances import Distributions, IdentityClaims, Metric, Plane
 from danet_core.evaluate import Features
-from danet_core.files import StudyError, read_json
+from danet_core.files import StudyError
 from danet_core.protocols import SAME_PLACE, same_place
 from danet_core.ranking import RankedGallery, rank_gallery
+from danet_core.runs import read_training_record
 from danet_core.scores import SETTINGS, run_name
 from danet_core.store import PackedStore
 from danet_core.style import StudyFigure
@@ -107,12 +107,7 @@ class Exploration:
 
     def _read(self, dataset: str, variant: str, trial: int, seed: int) -> Features:
         path = self.root / "runs" / dataset / run_name(variant, trial, seed) / "features.npz"
-        try:
-            features = Features.load(path)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            if isinstance(error, StudyError):
-                raise
-            raise StudyError(f"{path} is damaged ({error}); remove it and run `make repro`") from None
+        features = Features.load(path)
         store, trained = self.store(dataset), self.record(dataset, variant, trial, seed)["provenance"]["data_sha256"]
         if store.meta["content_sha256"] != trained:
             raise StudyError(
@@ -124,7 +119,7 @@ class Exploration:
     def record(self, dataset: str, variant: str, trial: int, seed: int) -> dict[str, Any]:
         """The training record of a run."""
         path = self.root / "runs" / dataset / run_name(variant, trial, seed) / "record.json"
-        return self._keep(("record", path), read_json, path)
+        return self._keep(("record", path), read_training_record, path)
 
     def store(self, dataset: str) -> PackedStore:
         """The packed images. Their hash is compared with the runs', and not computed again, which takes seconds."""

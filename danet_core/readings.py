@@ -17,6 +17,7 @@ import pandas as pd
 
 from danet_core.config import Study
 from danet_core.files import StudyError, atomic_write_json, atomic_write_text, read_json
+from danet_core.runs import read_training_record
 from danet_core.scores import ABLATION_SETTING, SETTINGS, SYNTHETIC_NOTE
 from danet_core.style import StudyFigure, finish, need, style
 from danet_core.tables import NOT_RUN, escape_markdown, signed
@@ -385,7 +386,7 @@ def write_record(study: Study, root: Path | str = ".") -> Path | None:
             path = root / "runs" / config.place / "record.json"
             if not path.exists():
                 return None
-            one = read_json(path)
+            one = read_training_record(path)
             runs[path.parent.name] = {
                 "seconds": one["seconds"],
                 "steps": config.epochs * config.dataset.recipe.steps_per_epoch,

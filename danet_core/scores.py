@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from danet_core.files import StudyError, read_json
+from danet_core.runs import read_features, read_training_record
 from danet_core.tables import Score
 
 if TYPE_CHECKING:
@@ -199,30 +200,24 @@ def load_training(results: Results) -> list[Record]:
     """
     labels = {row.name: row.label for row in results.variants}
     paths = [results.root / "runs" / results.dataset / run / "record.json" for run in results.runs]
-    records = [read_json(path) for path in paths if path.exists()]
+    records = [read_training_record(path) for path in paths if path.exists()]
     return [{**record, "label": labels[record["variant"]]} for record in records]
 
 
 def load_features(results: Results) -> dict[str, dict[str, np.ndarray]]:
-    """Test features of each variant's first listed run that has them: keys feat (N, D), pids (N,), modalities (N,).
+    """Test features of the first run with scores of each variant: keys feat (N, D), pids (N,), modalities (N,).
 
     `feat` is the feature that retrieval uses (`test_feature` of the recipe: before or after the BN neck).
-    Raises StudyError for a damaged file.
+    Raises StudyError for a missing or damaged file: a figure that left a variant out would not say so.
     """
     found: dict[str, dict[str, np.ndarray]] = {}
-    for run in results.runs:
-        variant = run.rpartition("-t")[0]
-        path = results.root / "runs" / results.dataset / run / "features.npz"
-        if variant in found or not path.exists():
-            continue
-        recipe = read_json(path.with_name("record.json"))["config"]["dataset"]["recipe"]
-        feat = "feat_bn" if recipe["test_feature"] == "after_bn" else "feat"
-        try:
-            with np.load(path) as arrays:
-                keys = {"feat": feat, "pids": "pids", "modalities": "modalities"}
-                found[variant] = {key: arrays[stored] for key, stored in keys.items()}
-        except (OSError, ValueError, KeyError) as error:
-            raise StudyError(f"{path} is damaged ({error}); remove it and run `dvc repro`") from None
+    for run, record in results.records.items():
+        if record["variant"] not in found:
+            path = results.root / "runs" / results.dataset / run / "features.npz"
+            recipe = read_training_record(path.with_name("record.json"))["config"]["dataset"]["recipe"]
+            feat = "feat_bn" if recipe["test_feature"] == "after_bn" else "feat"
+            arrays = read_features(path, (feat, "pids", "modalities"))
+            found[record["variant"]] = {"feat": arrays.pop(feat), **arrays}
     return found
 
 

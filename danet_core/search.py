@@ -23,13 +23,14 @@ from tqdm.auto import tqdm
 from danet_core.augment import normalise
 from danet_core.config import RunConfig
 from danet_core.crops import RankedImage, ranked_list
-from danet_core.files import StudyError, read_json
+from danet_core.files import StudyError
 from danet_core.images import IMAGE_SUFFIXES, decode, load_rgb, natural_key
 from danet_core.model import DANet
 from danet_core.nearest import Index, nearest, require
 from danet_core.parameters import Checkpoints, Dataset, Evaluation, Variant
 from danet_core.record import RunFolder, load_finished
 from danet_core.repro import deterministic, resolve_device
+from danet_core.runs import read_training_record
 from danet_core.strict import ConfigError
 from danet_core.strict import build as build_strictly
 from danet_core.style import StudyFigure
@@ -67,7 +68,7 @@ def load_run(root: Path) -> tuple[RunConfig, DANet, dict[str, Any]]:
     Raises StudyError when the run is missing, its record is of another version of the study, or its model is damaged.
     """
     folder = RunFolder(root, root / "checkpoint.pt")  # no checkpoint is read
-    config = recorded_config(read_json(folder.record), folder.record)
+    config = recorded_config(read_training_record(folder.record), folder.record)
     tensors, record = load_finished(folder, config)
     model = build_model(config.dataset, tensors["classifier.weight"].shape[0], None, config.variant)
     model.load_state_dict(tensors)
@@ -103,23 +104,19 @@ def recorded_config(record: Any, path: Path) -> RunConfig:
         ) from None
 
 
-def describe(record: Any, path: Path) -> str:
+def describe(path: Path) -> str:
     """A run's record as text: what it is, its configuration, provenance, versions and last epoch, one value per line.
 
-    Raises StudyError for a record that lacks one of these.
+    Raises StudyError for a record that is missing, damaged or lacks one of these.
     """
-    try:
-        sections = {
-            "run": {key: record[key] for key in ("dataset", "variant", "label", "trial", "seed", "command", "seconds")},
-            "configuration": record["config"],
-            "provenance": record["provenance"],
-            "versions": record["versions"],
-            f"last of {len(record['history'])} epochs": record["history"][-1],
-        }
-    except (KeyError, IndexError, TypeError) as error:
-        raise StudyError(
-            f"{path} is no record of a run ({type(error).__name__}: {error}); train the run again, `dvc repro`"
-        ) from None
+    record = read_training_record(path)
+    sections = {
+        "run": {key: record[key] for key in ("dataset", "variant", "label", "trial", "seed", "command", "seconds")},
+        "configuration": record["config"],
+        "provenance": record["provenance"],
+        "versions": record["versions"],
+        f"last of {len(record['history'])} epochs": record["history"][-1],
+    }
     leaves = {title: list(_leaves(values)) for title, values in sections.items()}
     width = max(len(name) for rows in leaves.values() for name, _ in rows)
     blocks = [

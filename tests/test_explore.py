@@ -157,7 +157,7 @@ def test_damaged_features_and_features_of_other_images_are_refused(project: Path
     copy = shutil.copytree(project, tmp_path / "copy")
     path = copy / "runs/synth_sysu/b_cc-t1-s0/features.npz"
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(StudyError, match=r"b_cc-t1-s0/features.npz is damaged .* run `make repro`"):
+    with pytest.raises(StudyError, match=r"b_cc-t1-s0/features.npz is damaged .* run `dvc repro`"):
         Exploration(STUDY, copy).features("synth_sysu", "b_cc", 1, 0)
     record = copy / "runs/synth_sysu/baseline-t1-s0/record.json"
     sha = Exploration(STUDY, project).store("synth_sysu").meta["content_sha256"]

@@ -316,8 +316,19 @@ def test_the_figures_notebook_writes_every_figure(
     assert written == {f"{name}.{suffix}" for name in names for suffix in ("png", "pdf")}
 
 
+def test_a_scored_variant_without_features_is_refused_and_not_left_out_of_the_figure(tmp_path: Path) -> None:
+    write_records(tmp_path, "synth_sysu", study())
+    write_runs(tmp_path, "synth_sysu", study())
+    results = scores.load_results(study(), "synth_sysu", tmp_path)
+    assert list(scores.load_features(results)) == ["baseline", "b_cc", "b_ml", "b_ml_cc"]
+    (tmp_path / "runs/synth_sysu/b_cc-t1-s0/features.npz").unlink()
+    with pytest.raises(StudyError, match=r"b_cc-t1-s0/features\.npz is missing"):
+        scores.load_features(results)
+
+
 def test_features_are_those_retrieval_uses(tmp_path: Path) -> None:
     chosen = study(variants=("baseline",))
+    write_records(tmp_path, "synth_sysu", chosen)
     write_runs(tmp_path, "synth_sysu", chosen)
     results = scores.load_results(chosen, "synth_sysu", tmp_path)
     made = records.features("baseline")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from fixtures.records import training_record
 
 from danet_core import readings
 from danet_core.config import Study, load_study
@@ -262,8 +263,8 @@ def write(study: Study, root: Path, name: str, seed: int, **changes: Any) -> Pat
     made = {**record(20.0, 18.0), "config": config.resolved(), "evaluation": dataclasses.asdict(config.evaluation)}
     path = root / "results" / config.metrics
     atomic_write_json(path, {**made, **changes})
-    versions = {"device": {"type": "cpu", "name": "x86_64", "threads": 1}}
-    training = {"seconds": 80.0, "config": config.resolved(), "versions": versions, "provenance": {}}
+    training = {**training_record("synth_sysu", "b_ml_cc"), "seconds": 80.0, "config": config.resolved()}
+    training["versions"]["device"]["threads"] = 1
     atomic_write_json(root / "runs" / config.place / "record.json", training)
     return path
 

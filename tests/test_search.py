@@ -276,7 +276,7 @@ def test_a_damaged_model_and_a_record_of_another_version_are_refused(one: Traine
         with pytest.raises(StudyError, match=r"record\.json is no record of a run"):
             search.search(query_of(one), gallery, other)
         with pytest.raises(StudyError, match=r"record\.json is no record of a run"):
-            describe(json.loads(text), other / "record.json")
+            describe(other / "record.json")
 
 
 def test_a_shown_run_has_every_number_of_its_record_but_the_earlier_epochs(one: Trained, capsys) -> None:

@@ -267,7 +267,7 @@ def test_the_record_says_where_the_weights_come_from(project, tmp_path):
     assert stored["versions"]["device"].keys() == {"type", "name", "threads"}
     assert stored["command"] == "dvc repro train_sysu@synth_sysu-1-b_cc-0" and stored["seconds"] > 0
     for value in (stored["provenance"]["data_sha256"], stored["versions"]["train_code_sha256"], stored["command"]):
-        assert value in describe(stored, folder.record)
+        assert value in describe(folder.record)
     assert stored["versions"]["libraries"]["torch"] == torch.__version__.split("+")[0] or "+" in torch.__version__
 
 
