@@ -37,8 +37,8 @@ RULE = (
     "docs/READINGS.md says how often."
 )
 PURPOSE = (
-    "One choice at a time; the same seed on both sides of each difference. Scores are those of test identities, read "
-    "to see what matters, and no default was or is to be chosen by them."
+    "One choice at a time, but where a row names several; the same seed on both sides of each difference. Scores are "
+    "those of test identities, read to see what matters, and no default was or is to be chosen by them."
 )
 NOTHING_RUN = "Not run yet: `make readings` trains the rows and makes the table and the figure."
 
@@ -377,7 +377,7 @@ def forest(found: Outcome) -> StudyFigure:
         for height, text in zip(labels, axes[0].get_yticklabels(), strict=True):
             text.set_fontweight("normal" if height in heights.values() else "bold")
         axes[0].set_ylim(max(heights.values()) + 0.8, -0.8)
-        finish(figure, axes, f"Readings of the paper on {found.title}, one at a time", found.synthetic)
+        finish(figure, axes, f"Readings of the paper on {found.title}", found.synthetic)
     return figure
 
 

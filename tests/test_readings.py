@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +226,48 @@ def test_the_rates_of_error_are_those_that_the_page_states() -> None:
     assert np.mean(np.array(wrong) == 0) == pytest.approx(0.76, abs=0.04)
     assert np.mean([count for count in wrong if count]) == pytest.approx(2.3, abs=0.4)
     assert np.mean(found) == pytest.approx(0.75, abs=0.03)
+    passed = []
+    for row, reference in np.random.default_rng(1).standard_normal((6000, 2, 3)):
+        both = dict(enumerate(row.tolist())), dict(enumerate(reference.tolist()))
+        pair = readings.compare(*both, float(np.ptp(row) + np.ptp(reference)) / 2, same_runs=False)
+        passed.append(pair is not None and pair.verdict != readings.NOT_TOLD_APART)
+    assert np.mean(passed) == pytest.approx(0.05, abs=0.01)
+
+
+# -------------------- the page's table of choices
+
+
+def choices() -> list[tuple[list[str], list[str]]]:
+    """The rows (some as patterns) and keys that each line of docs/READINGS.md names in its last two columns."""
+    page = (ROOT / "docs/READINGS.md").read_text(encoding="utf-8")
+    table = page.partition("## The choices")[2].partition("## What they move")[0]
+    lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][2:]
+    assert all(len(cells) == 5 for cells in lines)
+    return [(re.findall(r"`([^`]+)`", cells[3]), re.findall(r"`([^`]+)`", cells[4])) for cells in lines]
+
+
+def test_the_page_names_every_row_of_the_study_and_no_other() -> None:
+    rows = load_study(PARAMS).readings.rows
+    patterns = {name for names, _ in choices() for name in names}
+    assert [name for name in patterns if not fnmatch.filter(rows, name)] == []
+    assert [name for name in rows if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)] == []
+
+
+def test_the_page_names_the_keys_that_its_rows_set_and_none_that_params_yaml_lacks() -> None:
+    params, rows = yaml.safe_load(PARAMS.read_text(encoding="utf-8")), load_study(PARAMS).readings.rows
+    known = {str(key) for key in every_key(params)}
+    assert len(choices()) > 20
+    for names, keys in choices():
+        assert set(keys) <= known
+        chosen = {row for name in names for row in fnmatch.filter(rows, name)}
+        assert {path.rpartition(".")[2] for row in chosen for path in rows[row].set} <= set(keys)
+
+
+def every_key(value: Any) -> Iterator[str]:
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    yield from value if isinstance(value, dict) else ()
+    for item in below:
+        yield from every_key(item)
 
 
 # -------------------- table and plot
@@ -259,6 +304,16 @@ def test_the_table_shows_means_differences_and_verdicts(tmp_path: Path) -> None:
     assert "differ by up to, on average: Rank-1 1.00, mAP 0.40." in lines[-1]
 
 
+def test_one_seed_has_differences_and_no_verdict_and_nothing_to_exceed(tmp_path: Path) -> None:
+    first = {name: {0: found[0]} for name, found in RECORDS.items()}
+    found = readings.outcome(study_of(tmp_path), first, tmp_path)
+    rho = next(line for line in readings.markdown(found).splitlines() if line.startswith("| rho |"))
+    assert [cell.strip() for cell in rho.strip("|").split("|")][4:7] == ["+5.00 (n = 1)", "–", "not told apart"]
+    assert "differ by up to, on average" not in readings.markdown(found)
+    assert readings.table(found).set_index(["row", "metric"])["to_exceed"].isna().all()
+    assert [len(axis.patches) for axis in readings.forest(found).axes] == [0, 0]  # no bars
+
+
 def test_rows_that_only_score_differently_are_marked_and_count_once_among_the_trained(tmp_path: Path) -> None:
     scored = {0: record(20.5, 8.0), 1: record(21.5, 28.5), 2: record(21.0, 18.0)}  # +0.5 each, in Rank-1
     found = readings.outcome(study_of(tmp_path), {**RECORDS, "before_bn": scored}, tmp_path)
@@ -282,6 +337,8 @@ def test_a_row_against_another_training_is_judged_by_trainings_even_where_it_sha
     made = {name: {seed: record(score, score) for seed, score in scores.items()} for name in study.readings.rows}
     lines = readings.outcome(study, made).lines
     same = {line.name for line in lines if any(one.same_runs for one in line.differences.values())}
+    assert len(set(study.trained_as.values())) == 47  # as docs/READINGS.md says, and how many share a reference
+    assert sum(line.against == "b_ml_cc" and line.name not in same for line in lines) == 31
     assert same == {"test_before_bn", "metric_euclidean", "before_bn_euclidean", "one_stream"}
     gain = next(line for line in lines if line.name == "gain_cc")
     assert gain.differences["mAP"].to_exceed == pytest.approx(1.0)
