@@ -7,6 +7,7 @@ are test identities of a data set, read for sensitivity: nothing is chosen by th
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy import special
 
 from danet_core.config import Study
 from danet_core.files import StudyError, atomic_write_json, atomic_write_text, read_json
@@ -29,12 +31,15 @@ RAISES, LOWERS, NOT_TOLD_APART = "raises", "lowers", "not told apart"
 FEWEST_SEEDS = 3
 RULE = (
     "A reading raises or lowers a score if it does so for every seed, of which there are at least three, and on "
-    "average by more than any two seeds of the reading, or of the row it is compared with, differ; else the two are "
-    "not told apart. Where a reading changes nothing, three seeds still pass this up to once in twenty times."
+    "average by more than stands under 'to exceed': the most that two seeds of the reading differ, or two of the row "
+    "it is compared with, or two of a trained row on average over all of them. 'Same runs' marks two ways of scoring "
+    "the same weights, where the spread over trainings is no noise: the 95 % interval (Student's t) of the paired "
+    "differences has to lie off zero. Else the two are not told apart. Rows that share a reference err together; "
+    "docs/READINGS.md says how often."
 )
 PURPOSE = (
-    "One choice at a time; the same seed on both sides of each difference. Scores are those of test identities, read "
-    "to see what matters, and no default was or is to be chosen by them."
+    "One choice at a time, but where a row names several; the same seed on both sides of each difference. Scores are "
+    "those of test identities, read to see what matters, and no default was or is to be chosen by them."
 )
 NOTHING_RUN = "Not run yet: `make readings` trains the rows and makes the table and the figure."
 
@@ -43,13 +48,14 @@ NOTHING_RUN = "Not run yet: `make readings` trains the rows and makes the table 
 class Difference:
     """A reading against another row in one score, in points.
 
-    `paired` holds reading minus reference for each seed that both have, `reference` the reference's score for each of
-    its seeds, `reading` the reading's.
+    `paired` holds reading minus reference for each seed that both have. `to_exceed` is what the mean change has to
+    exceed to be told apart; None where there are too few seeds for a verdict. `same_runs` says that the two score the
+    same weights.
     """
 
-    reading: tuple[float, ...]
     paired: tuple[float, ...]
-    reference: tuple[float, ...]
+    to_exceed: float | None
+    same_runs: bool
 
     @property
     def change(self) -> float:
@@ -61,15 +67,10 @@ class Difference:
         return statistics.stdev(self.paired) if len(self.paired) > 1 else None
 
     @property
-    def spread(self) -> float:
-        """The largest difference between two seeds of the reading or two seeds of the reference."""
-        return max(max(values) - min(values) for values in (self.reading, self.reference))
-
-    @property
     def verdict(self) -> str:
         """What RULE says."""
         one_sign = min(self.paired) > 0 or max(self.paired) < 0
-        if len(self.paired) < FEWEST_SEEDS or not one_sign or abs(self.change) <= self.spread:
+        if self.to_exceed is None or not one_sign or abs(self.change) <= self.to_exceed:
             return NOT_TOLD_APART
         return RAISES if self.change > 0 else LOWERS
 
@@ -93,7 +94,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All rows of the study in their order in params.yaml, and what the scores were made of."""
+    """All rows of the study in their order in params.yaml, and what the scores were made of.
+
+    `seeds_differ` is, by score, the largest difference between two seeds of a trained row, in points, on average over
+    those with a verdict's number of seeds; empty where there is none.
+    """
 
     dataset: str
     title: str
@@ -101,6 +106,7 @@ class Outcome:
     setting: str
     seeds: tuple[int, ...]
     lines: tuple[Line, ...]
+    seeds_differ: Mapping[str, float]
     provenance: Mapping[str, str]
     folder: Path
 
@@ -154,13 +160,23 @@ def outcome(study: Study, records: Mapping[str, Mapping[int, Record]], root: Pat
         }
         for name, found in records.items()
     }
+    ranges: dict[str, dict[str, float]] = {metric: {} for metric in SCORES}  # by trained row
+    for name, found in scores.items():
+        for metric, values in found.items():
+            if len(values) >= FEWEST_SEEDS:
+                ranges[metric].setdefault(study.trained_as[name], _range(values))
+    seeds_differ = {metric: statistics.fmean(found.values()) for metric, found in ranges.items() if found}
     lines = []
     for name, row in study.readings.rows.items():
         ours, theirs = scores.get(name, {}), scores.get(row.against or "", {})
+        same_runs = study.trained_as[name] == study.trained_as[row.against or name]
         differences = {
             metric: difference
             for metric in ours
-            if metric in theirs and (difference := compare(ours[metric], theirs[metric])) is not None
+            if metric in theirs
+            and (
+                difference := compare(ours[metric], theirs[metric], seeds_differ.get(metric, 0.0), same_runs=same_runs)
+            )
         }
         final = [one["training"]["final"]["L_id"] for one in records.get(name, {}).values()]
         lines.append(
@@ -179,7 +195,8 @@ def outcome(study: Study, records: Mapping[str, Mapping[int, Record]], root: Pat
     provenance = {key: some["provenance"][key] for key in ("data_sha256", "weights_sha256")} if some else {}
     folder = Path(root) / "results" / dataset.name / "readings"
     seeds = study.readings.seeds
-    return Outcome(dataset.name, dataset.title, dataset.synthetic, setting, seeds, tuple(lines), provenance, folder)
+    names = dataset.name, dataset.title, dataset.synthetic
+    return Outcome(*names, setting, seeds, tuple(lines), seeds_differ, provenance, folder)
 
 
 def summary(found: Outcome) -> str:
@@ -190,12 +207,27 @@ def summary(found: Outcome) -> str:
     return f"{len(run)} of {len(found.lines)} rows have records, {sum(len(line.values['mAP']) for line in run)} in all"
 
 
-def compare(reading: Mapping[int, float], reference: Mapping[int, float]) -> Difference | None:
-    """A reading's scores by seed, in percent, against a reference's; None where they have no seed in common."""
+def compare(
+    reading: Mapping[int, float], reference: Mapping[int, float], seeds_differ: float, *, same_runs: bool
+) -> Difference | None:
+    """A reading's scores by seed, in percent, against a reference's; None where they have no seed in common.
+
+    `seeds_differ` is the study's (see `Outcome`). It keeps a reference whose seeds happen to lie close together from
+    letting many rows pass, of which none differs from it.
+    """
     paired = tuple(reading[seed] - reference[seed] for seed in reading if seed in reference)
     if not paired:
         return None
-    return Difference(tuple(reading.values()), paired, tuple(reference.values()))
+    n, to_exceed = len(paired), None
+    if n >= FEWEST_SEEDS and same_runs:
+        to_exceed = float(special.stdtrit(n - 1, 0.975)) * statistics.stdev(paired) / math.sqrt(n)
+    elif n >= FEWEST_SEEDS:
+        to_exceed = max(_range(reading), _range(reference), seeds_differ)
+    return Difference(paired, to_exceed, same_runs)
+
+
+def _range(scores: Mapping[int, float]) -> float:
+    return max(scores.values()) - min(scores.values())
 
 
 # -------------------- table
@@ -228,7 +260,8 @@ def table(found: Outcome) -> pd.DataFrame:
                     "difference_std": difference.std if difference else None,
                     "difference_lowest": min(difference.paired) if difference else None,
                     "difference_highest": max(difference.paired) if difference else None,
-                    "largest_seed_difference": difference.spread if difference else None,
+                    "same_runs": str(difference.same_runs).lower() if difference else None,
+                    "to_exceed": difference.to_exceed if difference else None,
                     "verdict": difference.verdict if difference else None,
                     "final_L_id": line.final_L_id,
                 }
@@ -247,6 +280,8 @@ def markdown(found: Outcome) -> str:
     runs = sum(len(line.values.get("mAP", ())) for line in found.lines)
     notes = [RULE, PURPOSE, *([SYNTHETIC_NOTE] if found.synthetic else [])]
     notes.append(f"{runs} evaluation records, seeds {', '.join(map(str, found.seeds))}.")
+    if differ := ", ".join(f"{SCORES[metric]} {value:.2f}" for metric, value in found.seeds_differ.items()):
+        notes.append(f"Two seeds of a trained row differ by up to, on average: {differ}.")
     notes += [f"{key.removesuffix('_sha256')} {value[:12]}." for key, value in found.provenance.items()]
     return "\n".join([*parts, f"<sub>{escape_markdown(' '.join(notes))}</sub>"]) + "\n"
 
@@ -266,10 +301,11 @@ def _references(group: str, lines: Sequence[Line]) -> list[str]:
 
 def _compared(group: str, lines: Sequence[Line]) -> list[str]:
     head = ["choice", "reading", "against"]
-    head += [text for name in SCORES.values() for text in (name, "difference", "seeds differ", "verdict")]
+    head += [text for name in SCORES.values() for text in (name, "difference", "to exceed", "verdict")]
     rows = []
     for line in lines:
-        cells = [line.choice, line.reading, f"`{line.against}`"]
+        same_runs = any(difference.same_runs for difference in line.differences.values())
+        cells = [line.choice, line.reading, f"`{line.against}`{', same runs' if same_runs else ''}"]
         for metric in SCORES:
             cells += _difference_cells(line.values.get(metric, ()), line.differences.get(metric))
         rows.append([*cells, _loss(line)])
@@ -283,7 +319,8 @@ def _difference_cells(values: Sequence[float], difference: Difference | None) ->
         return [f"{statistics.fmean(values):.2f}", NOT_RUN, "–", "–"]
     std = "" if difference.std is None else f" ± {difference.std:.2f}"
     change = f"{signed(difference.change)}{std} (n = {len(difference.paired)})"
-    return [f"{statistics.fmean(values):.2f}", change, f"up to {difference.spread:.2f}", difference.verdict]
+    to_exceed = "–" if difference.to_exceed is None else f"{difference.to_exceed:.2f}"
+    return [f"{statistics.fmean(values):.2f}", change, to_exceed, difference.verdict]
 
 
 def _loss(line: Line) -> str:
@@ -313,8 +350,8 @@ def write_table(found: Outcome) -> list[Path]:
 def forest(found: Outcome) -> StudyFigure:
     """Differences of all rows that were run, in points: a panel per score, a dot per seed and a diamond for their mean.
 
-    The grey bar reaches as far to both sides as two seeds of either row differ at most. The diamond
-    is filled where RULE tells the two apart. Raises StudyError when no row was run together with its reference.
+    The grey bar reaches to each side as far as the mean has to exceed by RULE. The diamond is filled where RULE tells
+    the two apart. Raises StudyError when no row was run together with its reference.
     """
     lines = [line for line in found.lines if line.differences]
     need(lines, "reading with its reference")
@@ -341,14 +378,14 @@ def forest(found: Outcome) -> StudyFigure:
         for height, text in zip(labels, axes[0].get_yticklabels(), strict=True):
             text.set_fontweight("normal" if height in heights.values() else "bold")
         axes[0].set_ylim(max(heights.values()) + 0.8, -0.8)
-        finish(figure, axes, f"Readings of the paper on {found.title}, one at a time", found.synthetic)
+        finish(figure, axes, f"Readings of the paper on {found.title}", found.synthetic)
     return figure
 
 
 def _draw(axis: Any, height: float, difference: Difference) -> None:
     told_apart = difference.verdict != NOT_TOLD_APART
-    spread = difference.spread
-    axis.barh(height, 2 * spread, 0.7, -spread, color="#DCDCDC", linewidth=0, label="two seeds differ by up to")
+    if (reach := difference.to_exceed) is not None:
+        axis.barh(height, 2 * reach, 0.7, -reach, color="#DCDCDC", linewidth=0, label="what the mean has to exceed")
     axis.plot(
         difference.paired,
         [height] * len(difference.paired),

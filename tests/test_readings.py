@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from fixtures.records import training_record
@@ -151,33 +155,120 @@ def test_the_projects_study_is_switched_off_and_shares_what_trains_alike() -> No
 
 
 @pytest.mark.parametrize(
-    ("reading", "reference", "verdict"),
+    ("reading", "reference", "seeds_differ", "verdict"),
     [
-        ((25.0, 26.0, 25.5), (20.0, 21.0, 20.5), "raises"),
-        ((15.0, 16.0, 15.5), (20.0, 21.0, 20.5), "lowers"),
-        ((20.9, 21.9, 21.4), (20.0, 21.0, 20.5), "not told apart"),  # one sign, but less than two seeds differ by
-        ((25.0, 26.0, 20.4), (20.0, 21.0, 20.5), "not told apart"),  # one seed says otherwise
-        ((20.1, 23.0, 29.0), (20.0, 21.0, 20.5), "not told apart"),  # its own seeds differ by more
-        ((21.0, 22.0, 21.5), (20.0, 21.0, 20.5), "not told apart"),  # exactly as much
+        ((25.0, 26.0, 25.5), (20.0, 21.0, 20.5), 1.0, "raises"),
+        ((15.0, 16.0, 15.5), (20.0, 21.0, 20.5), 1.0, "lowers"),
+        ((20.9, 21.9, 21.4), (20.0, 21.0, 20.5), 0.5, "not told apart"),  # one sign, but less than two seeds differ by
+        ((25.0, 26.0, 20.4), (20.0, 21.0, 20.5), 0.5, "not told apart"),  # one seed says otherwise
+        ((20.1, 23.0, 29.0), (20.0, 21.0, 20.5), 0.5, "not told apart"),  # its own seeds differ by more
+        ((21.0, 22.0, 21.5), (20.0, 21.0, 20.5), 0.5, "not told apart"),  # exactly as much
+        ((25.0, 26.0, 25.5), (20.0, 21.0, 20.5), 5.0, "not told apart"),  # exactly as much as those of all rows
+        ((15.0, 16.0, 15.5), (20.0, 21.0, 20.5), 4.9, "lowers"),
     ],
 )
-def test_told_apart_is_one_sign_and_more_than_two_seeds_differ_by(reading: Any, reference: Any, verdict: str) -> None:
-    difference = readings.compare(dict(enumerate(reading)), dict(enumerate(reference)))
+def test_told_apart_is_one_sign_and_more_than_two_seeds_differ_by(
+    reading: Any, reference: Any, seeds_differ: float, verdict: str
+) -> None:
+    pair = dict(enumerate(reading)), dict(enumerate(reference))
+    difference = readings.compare(*pair, seeds_differ, same_runs=False)
     assert difference is not None and difference.verdict == verdict
 
 
-def test_two_seeds_tell_nothing_apart() -> None:
-    difference = readings.compare({0: 90.0, 1: 91.0}, {0: 1.0, 1: 2.0})
-    assert difference is not None and difference.verdict == "not told apart"
+@pytest.mark.parametrize(
+    ("paired", "to_exceed", "verdict"),
+    [
+        ((1.0, 2.0, 1.5), 1.242, "raises"),  # 4.303 standard errors of 0.289
+        ((-1.0, -2.0, -1.5), 1.242, "lowers"),
+        ((1.0, 2.5, 1.0), 2.151, "not told apart"),
+        ((0.0, 0.0, 0.0), 0.0, "not told apart"),
+    ],
+)
+def test_two_ways_of_scoring_the_same_runs_are_told_apart_by_their_paired_differences_alone(
+    paired: Any, to_exceed: float, verdict: str
+) -> None:
+    reference = {0: 10.0, 1: 50.0, 2: 90.0}  # trainings that differ by far more
+    reading = {seed: reference[seed] + change for seed, change in enumerate(paired)}
+    difference = readings.compare(reading, reference, 40.0, same_runs=True)
+    assert difference is not None and difference.verdict == verdict
+    assert difference.to_exceed == pytest.approx(to_exceed, abs=1e-3)
+    trained = readings.compare(reading, reference, 40.0, same_runs=False)
+    assert trained is not None and trained.verdict == "not told apart"
+
+
+@pytest.mark.parametrize("same_runs", [False, True])
+def test_two_seeds_tell_nothing_apart(same_runs: bool) -> None:
+    difference = readings.compare({0: 90.0, 1: 91.0}, {0: 1.0, 1: 2.0}, 0.0, same_runs=same_runs)
+    assert difference is not None
+    assert (difference.to_exceed, difference.verdict) == (None, "not told apart")
 
 
 def test_differences_are_paired_by_seed_and_by_no_other() -> None:
-    difference = readings.compare({0: 25.0, 2: 27.0, 3: 40.0}, {0: 20.0, 1: 99.0, 2: 23.0})
+    scores = {0: 25.0, 2: 27.0, 3: 40.0}, {0: 20.0, 1: 99.0, 2: 23.0}
+    difference = readings.compare(*scores, 0.0, same_runs=False)
     assert difference is not None
     assert difference.paired == (5.0, 4.0)
     assert (difference.change, round(difference.std or 0, 4)) == (4.5, 0.7071)
-    assert difference.spread == 79.0
-    assert readings.compare({0: 1.0}, {1: 1.0}) is None
+    assert readings.compare({0: 1.0}, {1: 1.0}, 0.0, same_runs=False) is None
+
+
+def test_the_rates_of_error_are_those_that_the_page_states() -> None:
+    """Studies of 47 trained rows, drawn from one normal distribution, the first of them the reference of 31."""
+    wrong, found = [], []
+    for scores in np.random.default_rng(0).standard_normal((600, 47, 3)):
+        seeds_differ = float(np.ptp(scores, axis=1).mean())
+        reference, *others = (dict(enumerate(row)) for row in scores.tolist())
+        moved = [{seed: score + 3 for seed, score in row.items()} for row in others[-5:]]
+        pairs = [readings.compare(row, reference, seeds_differ, same_runs=False) for row in others[:31] + moved]
+        told = [pair.verdict != readings.NOT_TOLD_APART for pair in pairs if pair is not None]
+        wrong.append(sum(told[:31]))
+        found += told[31:]
+    assert np.mean(wrong) / 31 == pytest.approx(0.018, abs=0.004)
+    assert np.mean(np.array(wrong) == 0) == pytest.approx(0.76, abs=0.04)
+    assert np.mean([count for count in wrong if count]) == pytest.approx(2.3, abs=0.4)
+    assert np.mean(found) == pytest.approx(0.75, abs=0.03)
+    passed = []
+    for row, reference in np.random.default_rng(1).standard_normal((6000, 2, 3)):
+        both = dict(enumerate(row.tolist())), dict(enumerate(reference.tolist()))
+        pair = readings.compare(*both, float(np.ptp(row) + np.ptp(reference)) / 2, same_runs=False)
+        passed.append(pair is not None and pair.verdict != readings.NOT_TOLD_APART)
+    assert np.mean(passed) == pytest.approx(0.05, abs=0.01)
+
+
+# -------------------- the page's table of choices
+
+
+def choices() -> list[tuple[list[str], list[str]]]:
+    """The rows (some as patterns) and keys that each line of docs/READINGS.md names in its last two columns."""
+    page = (ROOT / "docs/READINGS.md").read_text(encoding="utf-8")
+    table = page.partition("## The choices")[2].partition("## What they move")[0]
+    lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][2:]
+    assert all(len(cells) == 5 for cells in lines)
+    return [(re.findall(r"`([^`]+)`", cells[3]), re.findall(r"`([^`]+)`", cells[4])) for cells in lines]
+
+
+def test_the_page_names_every_row_of_the_study_and_no_other() -> None:
+    rows = load_study(PARAMS).readings.rows
+    patterns = {name for names, _ in choices() for name in names}
+    assert [name for name in patterns if not fnmatch.filter(rows, name)] == []
+    assert [name for name in rows if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)] == []
+
+
+def test_the_page_names_the_keys_that_its_rows_set_and_none_that_params_yaml_lacks() -> None:
+    params, rows = yaml.safe_load(PARAMS.read_text(encoding="utf-8")), load_study(PARAMS).readings.rows
+    known = {str(key) for key in every_key(params)}
+    assert len(choices()) > 20
+    for names, keys in choices():
+        assert set(keys) <= known
+        chosen = {row for name in names for row in fnmatch.filter(rows, name)}
+        assert {path.rpartition(".")[2] for row in chosen for path in rows[row].set} <= set(keys)
+
+
+def every_key(value: Any) -> Iterator[str]:
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    yield from value if isinstance(value, dict) else ()
+    for item in below:
+        yield from every_key(item)
 
 
 # -------------------- table and plot
@@ -206,11 +297,52 @@ def test_the_table_shows_means_differences_and_verdicts(tmp_path: Path) -> None:
     assert "| DANet | 20.50 | 20.00 to 21.00 | 18.17 | 18.00 to 18.50 | 0.50 |" in lines
     rho = next(line for line in lines if line.startswith("| rho |"))
     assert [cell.strip() for cell in rho.strip("|").split("|")] == [
-        *("rho", "half", "`danet`", "25.50", "+5.00 ± 0.00 (n = 3)", "up to 1.00", "raises"),
-        *("18.23", "+0.07 ± 0.15 (n = 3)", "up to 0.50", "not told apart", "0.50"),
+        *("rho", "half", "`danet`", "25.50", "+5.00 ± 0.00 (n = 3)", "1.00", "raises"),
+        *("18.23", "+0.07 ± 0.15 (n = 3)", "0.50", "not told apart", "0.50"),
     ]
     assert "| test | half | `danet` | not run | – | – | – | not run | – | – | – | – |" in lines
     assert readings.SYNTHETIC_NOTE in lines[-1] and "data dddddddddddd." in lines[-1]
+    assert "differ by up to, on average: Rank-1 1.00, mAP 0.40." in lines[-1]
+
+
+def test_one_seed_has_differences_and_no_verdict_and_nothing_to_exceed(tmp_path: Path) -> None:
+    first = {name: {0: found[0]} for name, found in RECORDS.items()}
+    found = readings.outcome(study_of(tmp_path), first, tmp_path)
+    rho = next(line for line in readings.markdown(found).splitlines() if line.startswith("| rho |"))
+    assert [cell.strip() for cell in rho.strip("|").split("|")][4:7] == ["+5.00 (n = 1)", "–", "not told apart"]
+    assert "differ by up to, on average" not in readings.markdown(found)
+    assert readings.table(found).set_index(["row", "metric"])["to_exceed"].isna().all()
+    assert [len(axis.patches) for axis in readings.forest(found).axes] == [0, 0]  # no bars
+
+
+def test_rows_that_only_score_differently_are_marked_and_count_once_among_the_trained(tmp_path: Path) -> None:
+    scored = {0: record(20.5, 8.0), 1: record(21.5, 28.5), 2: record(21.0, 18.0)}  # +0.5 each, in Rank-1
+    found = readings.outcome(study_of(tmp_path), {**RECORDS, "before_bn": scored}, tmp_path)
+    assert found.seeds_differ == pytest.approx({"cmc1": 1.0, "mAP": 0.4})
+    row = next(line for line in readings.markdown(found).splitlines() if line.startswith("| test |"))
+    assert [cell.strip() for cell in row.strip("|").split("|")] == [
+        *("test", "half", "`danet`, same runs", "21.00", "+0.50 ± 0.00 (n = 3)", "0.00", "raises"),
+        *("18.17", "0.00 ± 10.00 (n = 3)", "24.84", "not told apart", "0.50"),
+    ]
+    frame = readings.table(found).set_index(["row", "metric"])
+    assert frame["same_runs"].dropna().to_dict() == {
+        (row, metric): same
+        for row, same in (("rho_half", "false"), ("before_bn", "true"))
+        for metric in readings.SCORES
+    }
+
+
+def test_a_row_against_another_training_is_judged_by_trainings_even_where_it_shares_its_own_runs() -> None:
+    study = load_study(PARAMS)
+    scores = {0: 20.0, 1: 21.0, 2: 20.5}
+    made = {name: {seed: record(score, score) for seed, score in scores.items()} for name in study.readings.rows}
+    lines = readings.outcome(study, made).lines
+    same = {line.name for line in lines if any(one.same_runs for one in line.differences.values())}
+    assert len(set(study.trained_as.values())) == 47  # as docs/READINGS.md says, and how many share a reference
+    assert sum(line.against == "b_ml_cc" and line.name not in same for line in lines) == 31
+    assert same == {"test_before_bn", "metric_euclidean", "before_bn_euclidean", "one_stream"}
+    gain = next(line for line in lines if line.name == "gain_cc")
+    assert gain.differences["mAP"].to_exceed == pytest.approx(1.0)
 
 
 def test_the_csv_has_a_line_for_each_row_and_score(tmp_path: Path) -> None:

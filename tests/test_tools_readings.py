@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from fixtures.notebooks import run_notebook
 from fixtures.pipeline import copy_project, edit, shell
 from safetensors.torch import save_file
@@ -194,10 +193,3 @@ def test_the_projects_page_shows_what_its_results_hold() -> None:
     page = (ROOT / "docs/READINGS.md").read_text(encoding="utf-8")
     block = readme.PAGES["docs/READINGS.md"](ROOT)
     assert readme.insert_block(page, block, "docs/READINGS.md") == page, "run `python -m tools.readme --readings`"
-
-
-def test_the_page_names_every_choice_and_key_of_the_study() -> None:
-    page = (ROOT / "docs/READINGS.md").read_text(encoding="utf-8")
-    rows = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["readings"]["rows"]
-    keys = {path.rpartition(".")[2] for row in rows.values() for path in row["set"]}
-    assert not [key for key in keys if f"{key}`" not in page]
