@@ -224,6 +224,10 @@ class Explorer:
         self._figures[key] = figure = make(self.choice, onto=self._figures.get(key))
         return png(figure)
 
+    def forget(self) -> None:
+        """Forget the pictures that were drawn, though not what they were drawn from."""
+        self._drawn.clear()
+
     def figures(self) -> dict[str, StudyFigure]:
         """`Exploration.figures` of what is chosen now; none where there is no run."""
         return {} if self.choice is None else self.exploration.figures(self.choice)
