@@ -215,26 +215,22 @@ def test_a_damaged_record_beside_a_model_is_an_error_that_names_it(project: Path
     assert re.fullmatch(r"tools\.readings: .*/record\.json has no entry provenance\.fingerprint, .*\n", done.stderr)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-def test_sigterm_to_the_batch_ends_its_runs_with_a_checkpoint(project: Path) -> None:
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux ends what a killed process started")
+def test_a_killed_batch_leaves_nothing_training_and_the_next_goes_on_and_ends_by_sigterm_with_a_checkpoint(
+    project: Path,
+) -> None:
     longer = {"dataset.recipe.epochs": 4000}
     edit(project, lambda params: params["readings"]["rows"]["rho_half"]["set"].update(longer))
     log = project / "build/readings/rho_half-s0.log"
+    with training(project, log, "tools.readings", "--rows", "rho_half") as (running, below):
+        running.kill()
+        assert psutil.wait_procs(below, timeout=30)[1] == []
     with training(project, log, "tools.readings", "--rows", "rho_half") as (running, _):
         running.send_signal(signal.SIGTERM)
         assert running.wait(120) == 128 + signal.SIGTERM
+    assert re.match(r"resumed readings/synth_sysu/rho_half-s0 after epoch \d+ of 4000", log.read_text())
     assert "stopped by SIGTERM after epoch" in log.read_text().splitlines()[-1]
     assert (project / "build/checkpoints/readings/synth_sysu/rho_half-s0.pt").exists()
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux ends what a killed process started")
-def test_a_killed_batch_leaves_nothing_training_and_a_second_call_goes_on(project: Path) -> None:
-    log = project / "build/readings/rho_half-s0.log"
-    for _ in range(2):
-        with training(project, log, "tools.readings", "--rows", "rho_half") as (running, below):
-            running.kill()
-            assert psutil.wait_procs(below, timeout=30)[1] == []
-    assert re.match(r"resumed readings/synth_sysu/rho_half-s0 after epoch \d+ of 4000", log.read_text())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
