@@ -23,8 +23,8 @@ from danet_core.files import StudyError, atomic_write_text
 from danet_core.repro import resolve_device, stamp
 from tools import ROOT
 
-PARTS = ("step", "losses", "evaluation", "galleries", "data", "startup", "pipeline")
-ONE_THREAD = ("losses", "evaluation", "galleries", "data", "startup")
+PARTS = ("step", "losses", "evaluation", "galleries", "data", "startup", "explorer", "pipeline")
+ONE_THREAD = ("losses", "evaluation", "galleries", "data", "startup", "explorer")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # glibc then keeps what is freed, as torch does on a GPU; else small products would be compared with page faults.
 _MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**32)}

@@ -6,6 +6,7 @@ The figures are those of plots.py and crops.py. Nothing here trains, scores or w
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,8 +33,8 @@ from danet_core.style import StudyFigure
 
 Feature = Literal["after_bn", "before_bn"]
 Colour = Literal["modality", "identity"]
-FEATURES = {"after_bn": "after the BN neck", "before_bn": "before the BN neck"}
-METRICS = {"cosine": "cosine", "euclidean": "Euclidean"}
+FEATURES: dict[Feature, str] = {"after_bn": "after the BN neck", "before_bn": "before the BN neck"}
+METRICS: dict[Metric, str] = {"cosine": "cosine", "euclidean": "Euclidean"}
 COLOURS = {"modality": "by modality", "identity": "by identity"}
 IGNORED_SHOWN = 3  # of the images that the protocol takes out, the nearest
 
@@ -216,6 +217,18 @@ class Exploration:
 
         key = ("plane", choice.dataset, choice.trial, choice.seed, choice.feature, choice.metric)
         return {self.label(variant): self._keep((*key, variant), compute, variant) for variant in choice.variants}
+
+    def prepare(self, choice: Choice, go_on: Callable[[], bool] = lambda: True) -> None:
+        """Compute what any other feature, metric or variant of the same trial and seed would ask for, and keep it.
+
+        `go_on` is asked before each of them, half a second apart on some thousand images.
+        """
+        variants = self.variants(choice.dataset, choice.trial, choice.seed)
+        for feature, metric, variant in itertools.product(FEATURES, METRICS, variants):
+            if not go_on():
+                return
+            other = dataclasses.replace(choice, variants=(variant,), feature=feature, metric=metric)
+            self.distributions(other), self.planes(other), self.claims(other)
 
     def ranking(self, choice: Choice, variant: str) -> RankedGallery:
         """The chosen query's gallery as a variant ranks it; `order` and `ignored` are rows of the store.

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import html
 import io
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,8 @@ class Explorer:
     """Controls and panels over the finished runs of a study: `app` is the widget to show.
 
     Arguments after `root` are those of `Exploration.choose` and say what is chosen first. `choice` is what is chosen
-    now, None where such a run is missing: `app` then says what to run. An unknown name raises StudyError.
+    now, None where such a run is missing: `app` then says what to run. `preparing` holds, by data set, trial and seed,
+    the thread that computes ahead. An unknown name raises StudyError.
     """
 
     def __init__(self, study: Study, root: Path | str = ".", *, dataset: str, **first: Any) -> None:
@@ -49,6 +51,7 @@ class Explorer:
         except MissingRun as error:
             self.app: widgets.Widget = widgets.HTML(html.escape(str(error)))
             return
+        self.preparing: dict[tuple[str, int, int], threading.Thread] = {}
         self._answers = False
         self._shown: dict[str, tuple[Any, ...]] = {}
         self._drawn: dict[tuple[Any, ...], bytes | str] = {}
@@ -83,6 +86,7 @@ class Explorer:
             for control in self.controls:
                 control.observe(self._changed, "value")
             self._refresh()
+            self._prepare()
 
     def _make_controls(self, choice: Choice) -> None:
         runs = self.exploration.runs
@@ -137,6 +141,19 @@ class Explorer:
                 self.query.index = self.query_number.value - 1
             self._settle()
             self._refresh()
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Begin to compute, beside the controls, what the next look at this trial and seed may ask for."""
+        assert self.choice is not None
+        run = self.choice.dataset, self.choice.trial, self.choice.seed
+        if run not in self.preparing:
+            self.preparing[run] = threading.Thread(target=self._compute, args=(self.choice,))
+            self.preparing[run].start()
+
+    def _compute(self, choice: Choice) -> None:
+        with contextlib.suppress(StudyError):  # which is said when the damaged run itself is looked at
+            self.exploration.prepare(choice, go_on=threading.main_thread().is_alive)  # no kernel waits for it to end
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
@@ -206,6 +223,10 @@ class Explorer:
         key = panel, len(self.choice.variants), self.choice.metric, self.choice.colour
         self._figures[key] = figure = make(self.choice, onto=self._figures.get(key))
         return png(figure)
+
+    def forget(self) -> None:
+        """Forget the pictures that were drawn, though not what they were drawn from."""
+        self._drawn.clear()
 
     def figures(self) -> dict[str, StudyFigure]:
         """`Exploration.figures` of what is chosen now; none where there is no run."""

@@ -98,6 +98,16 @@ def read_json(path: Path) -> Any:
         raise StudyError(f"{path} is not valid JSON ({error}); remove it and run `dvc repro` again") from None
 
 
+def read_entry(path: Path, *keys: str) -> Any:
+    """The value below `keys`, one inside the other, in a JSON file; StudyError where it is not there."""
+    value = read_json(path)
+    for key in keys:
+        if not isinstance(value, dict) or key not in value:
+            raise StudyError(f"{path} has no entry {'.'.join(keys)}, so it is damaged; remove it and make it again")
+        value = value[key]
+    return value
+
+
 @contextlib.contextmanager
 def exclusive(path: Path, what: str) -> Iterator[None]:
     """Hold the lock file `path` for the block; the operating system frees it when the process dies, however it dies.

@@ -25,7 +25,7 @@ def test_a_tiny_run_of_all_parts_writes_a_page_of_whole_tables_with_hardware_ver
     assert run.main(["--tiny", "--out", str(out)]) == 0
     text = out.read_text(encoding="utf-8")
     headings = ["Training step", "Losses", "Evaluation", "Large galleries", "Rendering and packing"]
-    headings += ["Start-up of a notebook stage", "`make repro` by stage"]
+    headings += ["Start-up of a notebook stage", "Notebook 06, from a control to its pictures", "`make repro` by stage"]
     assert re.findall("^## (.*)$", text, flags=re.MULTILINE) == headings
     for found in tables(text):
         assert len({len(line) for line in found}) == 1

@@ -140,6 +140,14 @@ def test_conda_users_get_the_lock_and_nothing_else() -> None:
     assert ENVIRONMENT["name"] == PROJECT["project"]["name"]
 
 
+def test_readme_and_environment_install_the_project_with_the_locked_setuptools_as_make_does() -> None:
+    """Without --no-build-isolation pip fetches whatever setuptools is the newest."""
+    command = "pip install --no-deps --no-build-isolation -e ."
+    for name in ("README.md", "environment.yml"):
+        assert f"python -m {command}" in (ROOT / name).read_text(encoding="utf-8")
+    assert command.replace("pip install ", "") in MAKEFILE and "setuptools" in ENTRIES
+
+
 def test_every_import_of_the_project_is_a_direct_dependency() -> None:
     distributions = {"PIL": "pillow", "faiss": "faiss-cpu", "yaml": "pyyaml"}
     declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["project"]["dependencies"]}

@@ -224,6 +224,18 @@ def test_a_variant_is_added_beside_the_others_and_taken_away(explorer: Explorer)
     )
 
 
+def test_what_another_look_at_the_run_may_ask_for_is_computed_beside_the_controls(explorer: Explorer) -> None:
+    for dataset in ("synth_sysu", "synth_regdb"):
+        explorer.dataset.value = dataset
+        assert explorer.choice is not None
+        explorer.preparing[dataset, 1, 0].join()
+        variants = explorer.exploration.variants(dataset, 1, 0)
+        for feature in looking.FEATURES:
+            for metric in looking.METRICS:
+                other = dataclasses.replace(explorer.choice, variants=variants, feature=feature, metric=metric)
+                assert explorer.exploration.pending(other) == []
+
+
 def test_another_data_set_brings_its_own_runs_and_settings(explorer: Explorer) -> None:
     explorer.dataset.value = "synth_regdb"
     assert explorer.setting.value == "thermal_to_visible"

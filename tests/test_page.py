@@ -194,7 +194,7 @@ def test_the_pipelines_two_steps_give_the_same_page_and_a_missing_part_is_named(
     shutil.rmtree(root / "build")
     assert tool.main(["section", "synth_sysu"], root) == 0
     assert tool.main(["page"], root) == 1
-    assert re.search(r"error: .*synth_regdb\.html is missing; .*section synth_regdb", capsys.readouterr().err)
+    assert re.search(r"tools.report: .*synth_regdb\.html is missing; .*section synth_regdb", capsys.readouterr().err)
     assert tool.main(["section", "synth_regdb"], root) == 0
     assert tool.main(["page"], root) == 0
     assert (root / "results" / "report.html").read_bytes() == whole

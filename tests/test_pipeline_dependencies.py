@@ -37,7 +37,14 @@ ENTRY = {
     "readings": ["notebooks/07_readings.ipynb"],
 }
 KIND = {"readings_train": "train", "readings_score": "evaluate"}
-PLUMBING = {"danet_core/__init__.py", "danet_core/files.py", "data_prep/__init__.py", "tools/__init__.py"}
+PLUMBING = {
+    "danet_core/__init__.py",
+    "danet_core/files.py",
+    "data_prep/__init__.py",
+    "tools/__init__.py",
+    "tools/command.py",
+    "tools/parent.py",
+}
 CONFIG = {"danet_core/config.py", "danet_core/parameters.py", "danet_core/strict.py"}
 HARMLESS = {
     "prepare": {

@@ -102,7 +102,34 @@ def test_without_ray_one_sentence_says_how_to_install_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert batch.main([]) == 1
-    assert re.fullmatch(r"error: .* needs ray, .*`make extras`, or `pip install .*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"tools.batch: .* needs ray, .*`make extras`, or `pip install .*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--cpus-per-run", "0"], "--cpus-per-run: expected a whole number of at least 1, found '0'"),
+        (["--gpus-per-run", "-1"], "--gpus-per-run: expected a number of at least 0, found '-1'"),
+        (["--retries", "-1"], "--retries: expected a whole number of at least 0, found '-1'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_number_that_no_run_can_have_is_wrong_usage_before_ray_starts(
+    words: list[str], expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(batch, "start_ray", None)
+    with pytest.raises(SystemExit, match="2"):
+        batch.main(words)
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["datasets", "variants", "trials", "seeds"])
+def test_an_empty_list_is_an_error_and_not_everything(
+    key: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(batch, "start_ray", None)
+    assert batch.main([f"--{key}", ""]) == 1
+    assert re.fullmatch("tools.batch: .*''.*\n", capsys.readouterr().err)
 
 
 # ---------------------------------------------------------------- what a run executes
@@ -321,3 +348,34 @@ def test_a_node_killed_in_mid_run_costs_no_run_and_no_epoch_twice_and_changes_no
 
     assert stale(project, names) == []
     assert "all 3 runs are up to date" in output.read_text()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Ray's clusters are tested on POSIX")
+def test_a_killed_batch_on_this_machine_leaves_nothing_training(
+    project: Path, tmp_path: Path, ended: contextlib.ExitStack
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: make extras")
+    edit(project, lambda params: params["datasets"]["synth_sysu"]["recipe"].update(epochs=4000))
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # a socket's path has 107 characters at most
+    ended.callback(shutil.rmtree, folder, ignore_errors=True)
+    environment = {**os.environ, "PYTHONPATH": str(project), "RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "disabled"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    command = [sys.executable, "-m", "tools.batch", "--seeds", "0", "--cpus-per-run", "1"]
+    (project / "build/batch/synth_sysu/baseline-t1-s0.log").unlink(missing_ok=True)
+    output, deadline, process = tmp_path / "output", time.monotonic() + LONG, None
+    while not re.search("^epoch ", text_of(project, 0), re.MULTILINE):
+        if process is None or process.poll() is not None:
+            # A node has 30 s to start, too few on a machine at its limit.
+            assert process is None or "timed out during startup" in output.read_text(), output.read_text()
+            with output.open("w") as stream:
+                process = subprocess.Popen(command, cwd=project, env=environment, stdout=stream, stderr=stream)
+            ended.callback(process.kill)
+        assert time.monotonic() < deadline, output.read_text()
+        time.sleep(0.05)
+    assert process is not None
+    below = psutil.Process(process.pid).children(recursive=True)
+    runs = [each for each in below if re.search("tools.notebook|kernel.py|ray::work", " ".join(each.cmdline()))]
+    assert len(runs) >= 2
+    process.kill()
+    process.wait()
+    assert psutil.wait_procs(runs, timeout=60)[1] == []  # Ray's idle agents may take minutes to notice

@@ -50,7 +50,7 @@ def test_elsewhere_one_sentence_says_what_to_install(
     system = System(monkeypatch, programs, user)
     assert browser.main() == 1
     said = capsys.readouterr().err
-    assert said.startswith("error: the browser tests need chromium") and "apt-get install chromium" in said
+    assert said.startswith("tools.browser: the browser tests need chromium") and "apt-get install chromium" in said
     assert said.count("\n") == 1 and system.ran == []
 
 

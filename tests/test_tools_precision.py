@@ -39,7 +39,7 @@ def project(tmp_path, monkeypatch):
     dataset = dataclasses.replace(study.datasets["synth_sysu"], recipe=recipe, image=Image(32, 16))
     tuning = dataclasses.replace(study.tuning, seeds=(0, 1))
     small = dataclasses.replace(study, datasets={**study.datasets, "synth_sysu": dataset}, tuning=tuning)
-    monkeypatch.setattr(precision, "load_study", lambda path: small)
+    monkeypatch.setattr(precision, "load_study", lambda: small)
     return asked
 
 
@@ -52,7 +52,7 @@ def test_a_cpu_is_asked_for_what_it_has_with_every_seed_and_only_the_baseline():
 
 def test_the_table_has_scores_and_speed_of_each_run_and_no_test_image_is_read(project, monkeypatch):
     monkeypatch.setattr(precision, "resolve_device", lambda name: torch.device("cpu"))
-    precision.main([])
+    precision.main(root=Path.cwd())
     table = pd.read_csv("results/precision/synth_sysu-cpu.csv")
     assert list(zip(table.precision, table.seed, strict=True))[::2] == [
         ("float32", 0),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from fixtures.notebooks import run_notebook
@@ -27,6 +31,7 @@ from tools import readings as batch
 from tools import readme
 
 ROOT = Path(__file__).resolve().parent.parent
+TRAIN = "readings_train@rho_half-0"
 ROW = {"group": "Margin", "variant": "b_ml_cc", "choice": "rho", "reading": "half"}
 
 
@@ -61,6 +66,26 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def call(project: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     return shell(project, sys.executable, "-m", *arguments, check=check)
+
+
+@contextlib.contextmanager
+def training(
+    project: Path, log: Path, *arguments: str
+) -> Iterator[tuple[subprocess.Popen[bytes], list[psutil.Process]]]:
+    """A command in the epochs of a long training, which it tells in `log`, and everything that works for it."""
+    log.unlink(missing_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(project)}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    with (
+        (project / "dvc.log").open("wb") as output,
+        subprocess.Popen([sys.executable, "-m", *arguments], cwd=project, env=environment, stdout=output) as running,
+    ):
+        while not (log.exists() and len(re.findall("^epoch", log.read_text(), re.MULTILINE)) > 2):
+            assert running.poll() is None
+            time.sleep(0.05)
+        below = psutil.Process(running.pid).children(recursive=True)
+        assert below
+        yield running, below
 
 
 def test_where_nothing_was_run_the_notebook_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,8 +131,10 @@ def test_a_failed_run_is_named_with_its_log_and_leaves_the_others(project: Path)
     done = call(project, "tools.readings", check=False)
     edit(project, lambda params: params["readings"]["rows"]["rho_half"]["set"].pop("dataset.recipe.lr"))
     assert done.returncode == 1
-    assert "1 of 1 runs failed: rho_half-s0; the end of each log in build/readings says why" in done.stderr
-    assert "expected" in (project / "build/readings/rho_half-s0.log").read_text().splitlines()[-1]
+    assert "tools.readings: 1 of 1 runs failed: rho_half-s0; their logs are in build/readings" in done.stderr
+    last = (project / "build/readings/rho_half-s0.log").read_text().splitlines()[-1]
+    assert last.startswith("tools.reading_train: ") and "expected" in last
+    assert f"rho_half-s0: status 1, {last}\n" in done.stderr
 
 
 def test_the_pipeline_has_no_stage_of_the_study_until_rows_are_listed(project: Path) -> None:
@@ -153,40 +180,64 @@ def test_a_stopped_batch_ends_its_processes_and_starts_no_other(tmp_path: Path) 
     mark = tmp_path / "started"
     waits = [sys.executable, "-c", f"import time; open({str(mark)!r}, 'w').close(); time.sleep(600)"]
     never = [sys.executable, "-c", f"open({str(tmp_path / 'second')!r}, 'w').close()"]
-    ended: list[bool] = []
+    ended: list[str | None] = []
     thread = threading.Thread(target=lambda: ended.append(running.call([waits, never], tmp_path / "log")))
     thread.start()
     while not mark.exists():
         time.sleep(0.02)
     running.stop()
     thread.join(60)
-    assert ended == [False]
-    assert running.call([never], tmp_path / "log") is False
+    assert ended == [f"status {-signal.SIGTERM}, without a word"]
+    assert running.call([never], tmp_path / "log") == "stopped"
     assert not (tmp_path / "second").exists()
 
 
 def test_a_run_has_one_thread(tmp_path: Path) -> None:
     words = [sys.executable, "-c", "import os; print(os.environ['OMP_NUM_THREADS'])"]
-    assert batch.Batch(tmp_path).call([words], tmp_path / "log")
+    assert batch.Batch(tmp_path).call([words], tmp_path / "log") is None
     assert (tmp_path / "log").read_text() == "1\n"
 
 
-@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-def test_sigterm_to_the_batch_ends_its_runs_with_a_checkpoint(project: Path) -> None:
+def test_an_earlier_attempts_last_line_is_never_taken_for_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("tools.reading_train: the reason of yesterday\n")
+    silent = [sys.executable, "-c", "raise SystemExit(3)"]
+    assert batch.Batch(tmp_path).call([silent], tmp_path / "log") == "status 3, without a word"
+
+
+def test_a_damaged_record_beside_a_model_is_an_error_that_names_it(project: Path) -> None:
+    path = project / "runs/readings/synth_sysu/rho_half-s0/record.json"
+    before = path.read_bytes()
+    path.write_text("{}")
+    done = call(project, "tools.readings", "--rows", "rho_half", check=False)
+    path.write_bytes(before)
+    assert done.returncode == 1
+    assert re.fullmatch(r"tools\.readings: .*/record\.json has no entry provenance\.fingerprint, .*\n", done.stderr)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux ends what a killed process started")
+def test_a_killed_batch_leaves_nothing_training_and_the_next_goes_on_and_ends_by_sigterm_with_a_checkpoint(
+    project: Path,
+) -> None:
     longer = {"dataset.recipe.epochs": 4000}
     edit(project, lambda params: params["readings"]["rows"]["rho_half"]["set"].update(longer))
     log = project / "build/readings/rho_half-s0.log"
-    log.unlink(missing_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(project)}
-    command = [sys.executable, "-m", "tools.readings", "--rows", "rho_half"]
-    with subprocess.Popen(command, cwd=project, env=environment) as running:
-        while not (log.exists() and "epoch   3/4000" in log.read_text()):
-            assert running.poll() is None
-            time.sleep(0.05)
+    with training(project, log, "tools.readings", "--rows", "rho_half") as (running, below):
+        running.kill()
+        assert psutil.wait_procs(below, timeout=30)[1] == []
+    with training(project, log, "tools.readings", "--rows", "rho_half") as (running, _):
         running.send_signal(signal.SIGTERM)
         assert running.wait(120) == 128 + signal.SIGTERM
+    assert re.match(r"resumed readings/synth_sysu/rho_half-s0 after epoch \d+ of 4000", log.read_text())
     assert "stopped by SIGTERM after epoch" in log.read_text().splitlines()[-1]
     assert (project / "build/checkpoints/readings/synth_sysu/rho_half-s0.pt").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_a_killed_dvc_leaves_no_reading_training(project: Path) -> None:
+    edit(project, lambda params: params["readings"].update(run=["danet", "rho_half"], table=["synth_sysu"]))
+    with training(project, project / "dvc.log", "dvc", "repro", "--single-item", TRAIN) as (running, below):
+        running.kill()
+        assert psutil.wait_procs(below, timeout=30)[1] == []
 
 
 def test_the_projects_page_shows_what_its_results_hold() -> None:

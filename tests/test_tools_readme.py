@@ -83,7 +83,7 @@ def test_other_results_give_another_section(root: Path) -> None:
 def test_a_readme_without_its_marks_is_refused_and_kept(root: Path, text: str, capsys: pytest.CaptureFixture) -> None:
     (root / "README.md").write_text(text, encoding="utf-8")
     assert readme.main(root) == 1
-    assert "error: README.md must hold the marks <!-- results:begin -->" in capsys.readouterr().err
+    assert "tools.readme: README.md must hold the marks <!-- results:begin -->" in capsys.readouterr().err
     assert (root / "README.md").read_text(encoding="utf-8") == text
 
 

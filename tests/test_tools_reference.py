@@ -94,6 +94,9 @@ def test_the_time_is_told_by_the_finished_runs(tmp_path: Path) -> None:
         record = {**training_record("synth_sysu", "baseline", 1, seed), "seconds": seconds}
         atomic_write_json(tmp_path / "runs" / "synth_sysu" / f"baseline-t1-s{seed}" / "record.json", record)
     assert outlook(tmp_path, runs).startswith("2 of 3 runs are there, 1 to train: about 2 minutes of training")
+    atomic_write_json(tmp_path / "runs/synth_sysu/baseline-t1-s2/record.json", {})
+    with pytest.raises(StudyError, match="baseline-t1-s2/record.json has no entry seconds, so it is damaged; remove"):
+        outlook(tmp_path, runs)
 
 
 def results(copy: Path, study: Study) -> None:

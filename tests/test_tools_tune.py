@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import shutil
 
 import pandas as pd
 import pytest
@@ -23,10 +23,10 @@ def test_the_grid_is_the_baseline_at_every_point_with_every_seed():
 
 
 def test_the_table_is_written_when_all_rows_are_there_and_never_before(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+    shutil.copyfile(PARAMS, tmp_path / "params.yaml")
     monkeypatch.setattr(tune, "score", lambda config: {"mAP": config.seed / 4})
-    assert tune.main(["--params", str(PARAMS)]) == 0
-    table = Path("results/tuning/synth_sysu.csv")
+    assert tune.main(root=tmp_path) == 0
+    table = tmp_path / "results/tuning/synth_sysu.csv"
     assert pd.read_csv(table).mAP.tolist() == [0, 0.25] * len(load_study(PARAMS).tuning.grid.lr)
     before = table.read_bytes()
 
@@ -36,9 +36,9 @@ def test_the_table_is_written_when_all_rows_are_there_and_never_before(tmp_path,
         return {"mAP": 0.5}
 
     monkeypatch.setattr(tune, "score", diverging)
-    assert tune.main(["--params", str(PARAMS)]) == 1
+    assert tune.main(root=tmp_path) == 1
     assert table.read_bytes() == before
-    assert capsys.readouterr().err == "error: the loss is NaN; lower lr\n"
+    assert capsys.readouterr().err == "tools.tune: the loss is NaN; lower lr\n"
 
 
 def test_the_committed_table_is_of_the_grid_and_its_best_learning_rate_is_the_recipes():
@@ -52,7 +52,20 @@ def test_the_committed_table_is_of_the_grid_and_its_best_learning_rate_is_the_re
 
 
 @pytest.mark.parametrize("tool", [tune, precision])
-def test_an_absent_params_yaml_is_one_sentence(tool, tmp_path, capsys):
-    assert tool.main(["--params", str(tmp_path / "params.yaml")]) == 1
+def test_an_absent_params_yaml_is_one_sentence_and_nothing_is_made(tool, tmp_path, capsys):
+    assert tool.main(root=tmp_path) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and "params.yaml is missing" in error and error.count("\n") == 1
+    assert error.startswith(f"{tool.__name__}: ") and "params.yaml is missing" in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("tool", [tune, precision])
+def test_called_in_another_folder_it_makes_nothing_there(tool, tmp_path, monkeypatch, capsys):
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    for folder in (project, elsewhere):
+        folder.mkdir()
+        shutil.copyfile(PARAMS, folder / "params.yaml")
+    monkeypatch.chdir(elsewhere)
+    assert tool.main(root=project) == 1
+    assert "data/packed/synth_sysu" in capsys.readouterr().err
+    assert [path.name for path in elsewhere.iterdir()] == [path.name for path in project.iterdir()] == ["params.yaml"]

@@ -98,6 +98,22 @@ def test_training_is_verified_by_its_evaluation_and_both_come_from_dvc_yaml() ->
     assert Path("results/synth_regdb/metrics/b_cc-t1-s0.json") in stages[2].makes
 
 
+def test_stages_are_found_from_any_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve("tables_sysu@synth_sysu", ROOT)[1].makes == (Path("results/synth_sysu/tables"),)
+
+
+def test_a_training_record_that_does_not_name_its_threads_is_an_error(tmp_path: Path) -> None:
+    stages = resolve("train_sysu@synth_sysu-1-b_cc-0", ROOT)
+    path = tmp_path / "runs/synth_sysu/b_cc-t1-s0/record.json"
+    assert verify._threads(stages, tmp_path) == {}
+    atomic_write_json(path, {"versions": {"device": {"threads": 3}}})
+    assert verify._threads(stages, tmp_path) == {"OMP_NUM_THREADS": "3"}
+    atomic_write_json(path, {"versions": []})
+    with pytest.raises(StudyError, match="record.json has no entry versions.device.threads, so it is damaged; remove"):
+        verify._threads(stages, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -31,7 +31,7 @@ from typing import Any
 from danet_core.config import Study, load_study
 from danet_core.files import StudyError, atomic_write_text, exclusive
 from tools import ROOT
-from tools.command import ended
+from tools.command import at_least, command
 from tools.trials import check_switched_on, dvc, parse_numbers, parse_trials, require_listed, stage_names, stale
 
 FAMILIES = ("train", "evaluate")  # the stages of a run, in order
@@ -352,18 +352,18 @@ def start_ray(address: str | None) -> None:
         raise StudyError(f"Ray does not answer on {where} ({reason}); {remedy}") from None
 
 
-def run(options: argparse.Namespace, root: Path) -> int:
-    """Bring the asked-for runs up to date; the exit status. Raises StudyError, see the functions above."""
+def run(options: argparse.Namespace, root: Path) -> None:
+    """Bring the asked-for runs up to date. Raises StudyError when one failed, and as the functions above do."""
     import logging
 
     study = load_study(root / "params.yaml")
     lists = study.study
     chosen = chosen_runs(
         study,
-        options.datasets.split(",") if options.datasets else lists.datasets,
-        options.variants.split(",") if options.variants else lists.variants,
-        parse_trials(options.trials) if options.trials else lists.trials,
-        parse_numbers(options.seeds, "seeds", 0, HIGHEST_SEED) if options.seeds else lists.seeds,
+        options.datasets.split(",") if options.datasets is not None else lists.datasets,
+        options.variants.split(",") if options.variants is not None else lists.variants,
+        parse_trials(options.trials) if options.trials is not None else lists.trials,
+        parse_numbers(options.seeds, "seeds", 0, HIGHEST_SEED) if options.seeds is not None else lists.seeds,
     )
     start_ray(options.address)
     import ray
@@ -380,17 +380,16 @@ def run(options: argparse.Namespace, root: Path) -> int:
                     execute(root, todo, per_run, options.retries, show)
             if failed := [each for each in runs if each.state == "failed"]:
                 for each in failed:
-                    print(f"error: {each.name}: {each.where}", file=sys.stderr)
-                print(f"{counts(runs)}; a second call goes on there", file=sys.stderr)
-                return 1
+                    print(f"{each.name}: {each.where}", file=sys.stderr)
+                raise StudyError(f"{counts(runs)}; a second call goes on there")
             if left := stale(root, [stage.name for each in todo for stage in each.stages]) if todo else []:
                 raise StudyError(f"after the runs DVC calls these stages out of date: {', '.join(left)}; call again")
     finally:
         ray.shutdown()
     print(f"all {len(runs)} runs are up to date; `dvc repro` makes the tables")
-    return 0
 
 
+@command("tools.batch")
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -408,11 +407,17 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         help="a cluster's address, or `auto` on one of its machines; without it this machine alone (also RAY_ADDRESS)",
     )
     share = parser.add_mutually_exclusive_group()
-    share.add_argument("--cpus-per-run", type=int, metavar="N", help="CPU cores, and threads, of a run on a CPU")
-    share.add_argument("--gpus-per-run", type=float, metavar="N", help="GPUs of a run; 0.5 puts two runs on each")
-    parser.add_argument("--retries", type=int, default=2, metavar="N", help="further attempts at a run (default 2)")
-    options = parser.parse_args(arguments)
-    return ended(lambda: run(options, root))
+    share.add_argument(
+        "--cpus-per-run", type=at_least(1), metavar="N", help="CPU cores, and threads, of a run on a CPU"
+    )
+    share.add_argument(
+        "--gpus-per-run", type=at_least(0, float), metavar="N", help="GPUs of a run; 0.5 puts two runs on each"
+    )
+    parser.add_argument(
+        "--retries", type=at_least(0), default=2, metavar="N", help="further attempts at a run (default 2)"
+    )
+    run(parser.parse_args(arguments), root)
+    return 0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 from danet_core.files import StudyError
+from tools.command import command
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -31,22 +32,19 @@ def install() -> str:
     if shutil.which("apt-get") is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
         raise StudyError(f"the browser tests need {NAMES[0]}, and none of {', '.join(NAMES)} was found; {advice}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "chromium"]):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    for words in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "chromium"]):
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             said = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise StudyError(f"`{' '.join(command)}` ended with {done.returncode} ({said}); {advice}")
+            raise StudyError(f"`{' '.join(words)}` ended with {done.returncode} ({said}); {advice}")
     if found := chromium():
         return found
     raise StudyError(f"apt-get installed chromium, and none of {', '.join(NAMES)} was found; {advice}")
 
 
+@command("tools.browser")
 def main() -> int:
-    try:
-        print(f"browser: {install()}")
-    except StudyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    print(f"browser: {install()}")
     return 0
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from danet_core.files import atomic_write_text
 from tools import ROOT
+from tools.command import command
 
 NBSTRIPOUT = "-m nbstripout --keep-id --extra-keys 'metadata.language_info cell.metadata.execution'"
 
@@ -100,11 +101,12 @@ def _runs_dvc(pid: int) -> bool:
         return False
 
 
-def main() -> int:
+@command("tools.checkout")
+def main(root: Path = ROOT) -> int:
     """Command line; returns the exit status."""
-    set_no_scm(ROOT)
-    set_filter(ROOT)
-    unlock(ROOT)
+    set_no_scm(root)
+    set_filter(root)
+    unlock(root)
     return 0
 
 

@@ -12,6 +12,7 @@ import sys
 
 from danet_core.files import atomic_write_json
 from tools import ROOT
+from tools.command import command
 from tools.strip import KERNELSPEC
 
 
@@ -28,8 +29,9 @@ def write_kernelspec() -> str:
     return str(folder)
 
 
-def main() -> None:
-    """Replace this process by JupyterLab; arguments are passed on."""
+@command("tools.lab")
+def main() -> int:
+    """JupyterLab until it is closed, with the arguments of this process; returns the exit status."""
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [write_kernelspec(), os.environ.get("JUPYTER_PATH")]))
     from jupyterlab.labapp import LabApp
 
@@ -37,7 +39,8 @@ def main() -> None:
     if hasattr(os, "geteuid") and os.geteuid() == 0:  # as in most containers; it still listens to this machine only
         arguments.append("--ServerApp.allow_root=True")
     LabApp.launch_instance([*arguments, *sys.argv[1:]])
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -27,19 +27,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 from danet_core.files import StudyError
 from tools import ROOT
+from tools.command import command
+from tools.parent import watch
 from tools.strip import read_notebook, source_of, tags_of
 
 KERNEL_TIMEOUT = 300  # seconds for a kernel to start; a loaded machine with a cold disk needs more than papermill's 60
 SAME_NOTICE = 2  # seconds within which a second SIGTERM says nothing new; danet_core.record has the same for a run
 GRACE = 20  # seconds between SIGTERM and the kernel's end, if it does not end by itself; Slurm's default is 30
-SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh", "busybox", "cmd.exe"}
 COLOUR = re.compile("\x1b\\[[0-9;]*[A-Za-z]")
 
 
@@ -179,11 +180,9 @@ class Guard:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup and `&` ignore some
                 signal.signal(number, self._stop)
-        threading.Thread(target=self._watch, args=(_still_wanted(),), daemon=True).start()
+        watch(self._gone)
 
-    def _watch(self, wanted: Callable[[], bool]) -> None:
-        while wanted():
-            time.sleep(0.5)
+    def _gone(self) -> None:
         if self.told_to_stop is None:
             self.end(signal.SIGTERM)
 
@@ -220,26 +219,6 @@ class Guard:
         with contextlib.suppress(OSError):
             os.write(2, f"tools.notebook: stopped by {signal.Signals(number).name}, and the kernel with it\n".encode())
         os._exit(128 + number)  # not through papermill, which would wait for the kernel's farewell
-
-
-def _still_wanted() -> Callable[[], bool]:
-    """A check that what this process works for is still there: its parent and, in a stage, DVC behind the shell."""
-    parent = os.getppid()
-    if "DVC_STAGE" in os.environ:
-        import psutil
-
-        with contextlib.suppress(psutil.Error):
-            shell = psutil.Process(parent)
-            if shell.name() in SHELLS:
-                dvc = shell.ppid()
-
-                def shell_and_dvc() -> bool:
-                    with contextlib.suppress(psutil.Error):
-                        return os.getppid() == parent and shell.ppid() == dvc
-                    return False
-
-                return shell_and_dvc
-    return lambda: os.getppid() == parent
 
 
 # -- running ---------------------------------------------------------------------------------------------------------
@@ -387,6 +366,7 @@ def _shown(path: Path) -> str:
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
 
+@command("tools.notebook")
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status: 0, 1 for an error with a sentence, 128 + number after a signal."""
     parser = argparse.ArgumentParser(prog="python -m tools.notebook", description="Run a notebook with parameters.")
@@ -396,13 +376,8 @@ def main(arguments: list[str] | None = None) -> int:
         "-p", dest="pairs", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter's value"
     )
     options = parser.parse_args(arguments)
-    try:
-        parameters = parse_parameters(options.notebook, [(name, text) for name, text in options.pairs])
-        run(options.notebook, options.output, parameters)
-    except (StudyError, OSError) as error:  # OSError: a full disk, a folder without write access
-        sys.stdout.flush()
-        print(f"tools.notebook: {error}", file=sys.stderr)
-        return 1
+    parameters = parse_parameters(options.notebook, [(name, text) for name, text in options.pairs])
+    run(options.notebook, options.output, parameters)
     return 0
 
 

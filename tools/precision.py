@@ -8,10 +8,12 @@ them; test identities are never read. Evaluation is in float32 throughout.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import statistics
 import sys
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ import pandas as pd
 import torch
 
 from danet_core.config import RunConfig, Study, load_study
-from danet_core.files import StudyError, atomic_path, read_json
+from danet_core.files import atomic_path, read_json
 from danet_core.parameters import Precision
 from danet_core.precision import lacks
 from danet_core.repro import resolve_device
+from tools import ROOT
+from tools.command import command
 from tools.tune import folder_of, score
 
 
@@ -53,24 +57,20 @@ def measure(config: RunConfig, build: Path) -> dict[str, Any]:
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command("tools.precision")
+def main(arguments: Sequence[str] = (), root: Path = ROOT) -> int:
     """Command line; returns the exit status. The table is written when all of its rows are there."""
-    parser = argparse.ArgumentParser(prog="python -m tools.precision", description=__doc__)
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    options = parser.parse_args(arguments)
-    try:
-        study, device = load_study(options.params), resolve_device("auto")
+    argparse.ArgumentParser(prog="python -m tools.precision", description=__doc__).parse_args(arguments)
+    with contextlib.chdir(root):
+        study, device = load_study(), resolve_device("auto")
         rows: list[dict[str, Any]] = []
         for config in candidates(study, device):
             rows.append(measure(config, Path("build/precision") / device.type))
             print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
         with atomic_path(Path("results/precision") / f"{study.tuning.dataset}-{device.type}.csv") as temporary:
             pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
-    except StudyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

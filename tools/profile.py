@@ -24,6 +24,7 @@ import yaml
 from danet_core.config import load_study
 from danet_core.files import StudyError, atomic_path
 from tools import ROOT
+from tools.command import command
 
 REAL = ("sysu", "regdb")  # data sets, each named like its layout
 SETS = {"paper": "{}", "paper-scale": "synth_{}_paper_scale"}  # name of a profile's data set by layout
@@ -115,6 +116,7 @@ def _shown(lists: Mapping[str, Sequence[Any]]) -> str:
     return ", ".join(f"`{key}: [{', '.join(map(str, values))}]`" for key, values in lists.items())
 
 
+@command("tools.profile")
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.profile", description="Switch the data sets in params.yaml.")
@@ -126,11 +128,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         taken = "nothing" if options.name == "embedded" else "sysu, regdb or both"
         parser.error(f"unexpected {' '.join(unknown)}; {options.name} takes {taken}")
     lists = profile(options.name, sets)
-    try:
-        changed = switch(root / "params.yaml", lists)
-    except StudyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    changed = switch(root / "params.yaml", lists)
     print(f"params.yaml: `study` {'now has' if changed else 'has already'} {_shown(lists)}")
     if changed and options.name != "embedded":
         print("             the way back: python -m tools.profile embedded")

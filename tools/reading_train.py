@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 
 from danet_core.config import load_study
-from danet_core.files import StudyError
 from danet_core.record import RunFolder
 from danet_core.train import train
+from tools.command import command
+from tools.parent import kill_myself, watch
 
 
+@command("tools.reading_train")
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.reading_train", description="Train a reading.")
     parser.add_argument("row", help="a key of readings.rows in params.yaml")
     parser.add_argument("seed", type=int)
     options = parser.parse_args(arguments)
-    try:
-        config = load_study().reading(options.row, options.seed)
-        train(config.trained or config, RunFolder.of(config))
-    except StudyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    watch(kill_myself)
+    config = load_study().reading(options.row, options.seed)
+    train(config.trained or config, RunFolder.of(config), log=functools.partial(print, flush=True))
     return 0
 
 

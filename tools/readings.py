@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import threading
@@ -19,17 +18,17 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import yaml
 
 from danet_core.config import RunConfig, Study, load_study
-from danet_core.files import StudyError, exclusive, read_json, sha256_file, sha256_json
+from danet_core.files import StudyError, exclusive, read_entry, sha256_file, sha256_json
 from danet_core.record import SOURCES, RunFolder, fingerprint
 from danet_core.store import PackedStore
 from tools import ROOT
-from tools.command import ended
+from tools.command import at_least, command
+from tools.parent import bound, stopped_as_an_exception
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
@@ -63,13 +62,11 @@ def is_trained(config: RunConfig, data_sha256: str, weights_sha256: str, root: P
     folder = RunFolder.of(config, root / "runs", root / "build")
     if not (folder.record.exists() and folder.model.exists()):
         return False
-    record = read_json(folder.record)
     expected = fingerprint(config, data_sha256, weights_sha256), sha256_json(SOURCES), sha256_file(folder.model)
-    provenance = record["provenance"]
     return expected == (
-        provenance["fingerprint"],
-        record["versions"]["train_code_sha256"],
-        provenance["model_sha256"],
+        read_entry(folder.record, "provenance", "fingerprint"),
+        read_entry(folder.record, "versions", "train_code_sha256"),
+        read_entry(folder.record, "provenance", "model_sha256"),
     )
 
 
@@ -78,11 +75,12 @@ def is_scored(config: RunConfig, root: Path) -> bool:
     path = root / "results" / config.metrics
     if not path.exists():
         return False
-    record, run = read_json(path), read_json(RunFolder.of(config, root / "runs", root / "build").record)
-    same_model = record["provenance"]["model_sha256"] == run["provenance"]["model_sha256"]
-    return same_model and (record["config"], record["evaluation"]) == (
-        config.resolved(),
-        dataclasses.asdict(config.evaluation),
+    run = RunFolder.of(config, root / "runs", root / "build").record
+    expected = read_entry(run, "provenance", "model_sha256"), config.resolved(), dataclasses.asdict(config.evaluation)
+    return expected == (
+        read_entry(path, "provenance", "model_sha256"),
+        read_entry(path, "config"),
+        read_entry(path, "evaluation"),
     )
 
 
@@ -95,17 +93,17 @@ class Batch:
         self._children: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
 
-    def call(self, found: Sequence[Sequence[str]], log: Path) -> bool:
-        """Run the commands one after the other, their output in `log`; whether all ended well."""
+    def call(self, found: Sequence[Sequence[str]], log: Path) -> str | None:
+        """Run the commands one after the other, their output in `log`, a new one; None, or how one of them failed."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as stream:
+        with log.open("wb") as stream:
             for words in found:
                 with self._lock:
                     if self._stopped:
-                        return False
+                        return "stopped"
                     # A session of its own: ^C comes to this process only, which then ends them all with SIGTERM.
                     child = subprocess.Popen(
-                        words,
+                        bound(words),
                         cwd=self._root,
                         env={**os.environ, **ONE_THREAD},
                         stdout=stream,
@@ -118,8 +116,9 @@ class Batch:
                 with self._lock:
                     self._children.discard(child)
                 if status:
-                    return False
-        return True
+                    last = log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
+                    return f"status {status}, {last or 'without a word'}"
+        return None
 
     def stop(self) -> None:
         """SIGTERM to what is running: a training run ends after its epoch, with a checkpoint."""
@@ -132,7 +131,7 @@ class Batch:
 def run(study: Study, rows: Sequence[str], jobs: int, root: Path) -> int:
     """Bring the runs of these rows up to date, then table, plot and page; the exit status.
 
-    Raises StudyError, before anything starts, where the data set is not packed or another batch is running.
+    Raises StudyError, before anything starts, where the data set is not packed, and after the others when a run failed.
     """
     dataset = study.readings.dataset
     store = PackedStore.open(root / "data/packed" / dataset, verify=False)
@@ -159,12 +158,10 @@ def run(study: Study, rows: Sequence[str], jobs: int, root: Path) -> int:
     tasks.sort(key=lambda task: -task[0].epochs * task[0].dataset.recipe.steps_per_epoch)
     failed = _run_all(tasks, jobs, root)
     if failed:
-        print(
-            f"error: {len(failed)} of {len(tasks)} runs failed: {', '.join(failed)}; the end of each log in "
-            "build/readings says why, and a second call goes on there",
-            file=sys.stderr,
+        raise StudyError(
+            f"{len(failed)} of {len(tasks)} runs failed: {', '.join(failed)}; their logs are in build/readings, and a "
+            "second call goes on there"
         )
-        return 1
     for words in commands(root, "readings", {"dataset": dataset}, dataset):
         if status := subprocess.run(words, cwd=root, check=False).returncode:
             return status
@@ -172,7 +169,7 @@ def run(study: Study, rows: Sequence[str], jobs: int, root: Path) -> int:
 
 
 def _run_all(tasks: Sequence[tuple[RunConfig, list[list[str]]]], jobs: int, root: Path) -> list[str]:
-    """Run the tasks, each with a log in build/readings; names of those that failed."""
+    """Run the tasks, each with a log in build/readings; names of those that failed, whose reason is printed."""
     batch, failed, started = Batch(root), [], time.monotonic()
     with ThreadPoolExecutor(jobs) as pool:
         waiting = {
@@ -181,40 +178,30 @@ def _run_all(tasks: Sequence[tuple[RunConfig, list[list[str]]]], jobs: int, root
         }
         try:
             for number, done in enumerate(as_completed(waiting), 1):
-                name = waiting[done]
-                if not done.result():
-                    failed.append(name)
+                name, wrong = waiting[done], done.result()
                 minutes = (time.monotonic() - started) / 60
-                word = "failed" if name in failed else "done"
+                word = "failed" if wrong else "done"
                 print(f"{number} of {len(tasks)}  {name} {word}  {minutes:.1f} min", flush=True)
+                if wrong:
+                    failed.append(name)
+                    print(f"{name}: {wrong}", file=sys.stderr)
         except BaseException:
             batch.stop()  # leaving the block waits for them
             raise
     return failed
 
 
-def _leave(number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
-
-
+@command("tools.readings")
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.readings", description="Run the readings study.")
     parser.add_argument("--rows", default="all", help="all (default) or rows of params.yaml, with commas between them")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time; default: one per core")
+    help = "runs at a time; default: one per core"
+    parser.add_argument("--jobs", type=at_least(1), default=os.cpu_count() or 1, help=help)
     options = parser.parse_args(arguments)
-    if options.jobs < 1:
-        parser.error(f"--jobs: expected at least 1, found {options.jobs}")
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _leave)
-
-    def work() -> int:
-        study = load_study(root / "params.yaml")
-        with exclusive(root / "build/readings/lock", "the readings study"):
-            return run(study, rows_of(study, options.rows), options.jobs, root)
-
-    return ended(work)
+    study = load_study(root / "params.yaml")
+    with exclusive(root / "build/readings/lock", "the readings study"), stopped_as_an_exception():
+        return run(study, rows_of(study, options.rows), options.jobs, root)
 
 
 if __name__ == "__main__":

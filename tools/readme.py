@@ -17,6 +17,7 @@ from danet_core.files import StudyError, atomic_write_text
 from danet_core.findings import insert_block, readme_block
 from danet_core.readings import page_block
 from tools import ROOT
+from tools.command import command
 
 DATASETS = ("synth_sysu", "synth_regdb")
 PAGES = {
@@ -42,16 +43,13 @@ def update(root: Path, name: str = "README.md") -> bool:
     return True
 
 
+@command("tools.readme")
 def main(root: Path = ROOT, arguments: Sequence[str] = ()) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.readme", description="Rewrite a page's generated section.")
     parser.add_argument("--readings", action="store_true", help="docs/READINGS.md instead of README.md")
     name = "docs/READINGS.md" if parser.parse_args(arguments).readings else "README.md"
-    try:
-        changed = update(root, name)
-    except StudyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    changed = update(root, name)
     print(f"{name}: results rewritten" if changed else f"{name}: results are up to date")
     return 0
 

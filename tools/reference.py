@@ -19,9 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from danet_core.config import Study, load_study
-from danet_core.files import StudyError, exclusive, read_json, replace_folder
+from danet_core.files import StudyError, exclusive, read_entry, replace_folder
 from danet_core.scores import run_name
 from tools import ROOT, checkout, profile, readme
+from tools.command import command
+from tools.parent import bound
 from tools.verify import CODE, copy_code, environment
 
 STUDY = (*CODE, "dvc.yaml", ".dvc/config", ".dvcignore")
@@ -97,7 +99,7 @@ def outlook(copy: Path, runs: Runs) -> str:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for (name, _), path in records.items():
         if path.exists():
-            seconds[name].append(read_json(path)["seconds"])
+            seconds[name].append(read_entry(path, "seconds"))
     missing = {name: len(runs[name]) - len(seconds[name]) for name in runs}
     said = f"{len(records) - sum(missing.values())} of {len(records)} runs are there, {sum(missing.values())} to train"
     if any(missing[name] and not seconds[name] for name in runs):
@@ -113,8 +115,8 @@ def run(copy: Path, study: Study) -> None:
     """
     made = [(what, study.dataset(name).layout, name) for what in ("tables", "figures") for name in study.study.datasets]
     stages = [f"{what}_{layout}@{name}" for what, layout, name in made]
-    command = [sys.executable, "-m", "dvc", "repro", *stages]
-    done = subprocess.run(command, cwd=copy, env=environment(copy), check=False)
+    words = bound([sys.executable, "-m", "dvc", "repro", *stages])
+    done = subprocess.run(words, cwd=copy, env=environment(copy), check=False)
     if done.returncode:
         raise StudyError(
             f"`dvc repro` ended with {done.returncode} in {copy}, see above; put that right and call again: it goes on "
@@ -160,15 +162,12 @@ def make(root: Path = ROOT) -> None:
         print("README.md: results rewritten")
 
 
+@command("tools.reference")
 def main(arguments: Sequence[str] = (), root: Path = ROOT) -> int:
     """Command line; returns the exit status."""
     description = "The embedded study on the seeds of `reference` in params.yaml, into results/reference."
     argparse.ArgumentParser(prog="python -m tools.reference", description=description).parse_args(arguments)
-    try:
-        make(root)
-    except (StudyError, OSError) as error:  # OSError: a full disk
-        print(f"tools.reference: {error}", file=sys.stderr)
-        return 1
+    make(root)
     return 0
 
 

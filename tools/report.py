@@ -18,6 +18,7 @@ from danet_core.config import load_study
 from danet_core.files import StudyError, atomic_write_text
 from danet_core.page import page, section
 from tools import ROOT
+from tools.command import command
 
 
 def write_section(root: Path, dataset: str) -> Path:
@@ -49,6 +50,7 @@ def has_screen() -> bool:
     return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
+@command("tools.report")
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.report", description="Write results/report.html.")
@@ -57,17 +59,13 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     commands.add_parser("section", help="write one data set's part").add_argument("dataset")
     commands.add_parser("page", help="put the parts together")
     given = parser.parse_args(arguments)
-    try:
-        if given.command == "section":
-            print(write_section(root, given.dataset).relative_to(root))
-            return 0
-        if given.command is None:
-            for dataset in load_study(root / "params.yaml").study.datasets:
-                write_section(root, dataset)
-        path = write_page(root)
-    except StudyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if given.command == "section":
+        print(write_section(root, given.dataset).relative_to(root))
+        return 0
+    if given.command is None:
+        for dataset in load_study(root / "params.yaml").study.datasets:
+            write_section(root, dataset)
+    path = write_page(root)
     print(f"the report: {path.relative_to(root)}")
     if given.open and has_screen():
         webbrowser.open(path.as_uri())

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from danet_core.files import StudyError, atomic_write_text
+from tools.command import command
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
@@ -73,6 +74,7 @@ def strip(source: Path, destination: Path) -> None:
     atomic_write_text(destination, text + "\n")
 
 
+@command("tools.strip")
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.strip", description="Write stripped copies of notebooks.")
@@ -82,12 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
     folder = options.destination.suffix != ".ipynb"
     if len(options.sources) > 1 and not folder:
         parser.error(f"{len(options.sources)} notebooks cannot become one file {options.destination}; name a folder")
-    try:
-        for source in options.sources:
-            strip(source, options.destination / source.name if folder else options.destination)
-    except (StudyError, OSError) as error:  # OSError: a full disk, a folder without write access
-        print(f"tools.strip: {error}", file=sys.stderr)
-        return 1
+    for source in options.sources:
+        strip(source, options.destination / source.name if folder else options.destination)
     return 0
 
 

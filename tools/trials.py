@@ -11,15 +11,12 @@ are done already cost nothing, an interrupted one goes on from its checkpoint, a
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import re
-import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import yaml
@@ -27,7 +24,8 @@ import yaml
 from danet_core.config import Study, load_study
 from danet_core.files import StudyError
 from tools import ROOT
-from tools.command import ended
+from tools.command import command
+from tools.parent import bound, stopped_as_an_exception
 
 STAGE = "evaluate_regdb"  # the last stage of a run; DVC makes what it depends on first
 HIGHEST = 10  # RegDB comes with ten splits
@@ -107,25 +105,10 @@ def stage_names(root: Path, family: str, runs: Iterable[tuple[str, str, int, int
     return [f"{family}@{'-'.join(str(item[key]) for key in matrix)}" for item in items]
 
 
-@contextlib.contextmanager
-def _stop_together() -> Iterator[None]:
-    """Let a signal end this process as an exception, so that the command it waits for is ended too."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), leave) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
-
-
 def dvc(root: Path, *arguments: str) -> int:
     """Run a DVC command of this environment in the project's folder and return its exit status."""
-    with _stop_together(), subprocess.Popen([sys.executable, "-m", "dvc", *arguments], cwd=root) as child:
+    words = bound([sys.executable, "-m", "dvc", *arguments])
+    with stopped_as_an_exception(), subprocess.Popen(words, cwd=root) as child:
         try:
             return child.wait()
         except BaseException:
@@ -135,18 +118,18 @@ def dvc(root: Path, *arguments: str) -> int:
 
 def stale(root: Path, names: Sequence[str]) -> list[str]:
     """Which stages, of these and of what they depend on, DVC calls out of date."""
-    command = [sys.executable, "-m", "dvc", "status", "--json", "--with-deps", *names]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    words = [sys.executable, "-m", "dvc", "status", "--json", "--with-deps", *names]
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)
     if done.returncode:
         raise StudyError(f"`dvc status` ended with {done.returncode}: {done.stderr.strip()}")
     return sorted(json.loads(done.stdout or "{}"))
 
 
-def run(study: Study, dataset: str, trials: Sequence[int], root: Path = ROOT, *, keep_going: bool = False) -> int:
-    """Bring the runs of these trials up to date, trial after trial; the exit status.
+def run(study: Study, dataset: str, trials: Sequence[int], root: Path = ROOT, *, keep_going: bool = False) -> None:
+    """Bring the runs of these trials up to date, trial after trial.
 
-    Stops at the first trial that fails, or with `keep_going` goes on and fails at the end. Raises StudyError before
-    anything starts, see `check_listed`, and when stages are out of date at the end.
+    Stops at the first trial that fails, or with `keep_going` goes on to the others. Raises StudyError before anything
+    starts, see `check_listed`, when a trial failed, and when stages are out of date at the end.
     """
     check_listed(study, dataset, trials)
     by_trial = {trial: stages(root, study, dataset, trial) for trial in trials}
@@ -160,17 +143,16 @@ def run(study: Study, dataset: str, trials: Sequence[int], root: Path = ROOT, *,
             if not keep_going:
                 break
     if failed:
-        print(f"error: {dataset}, {describe(failed)} failed, see above; a second call goes on there", file=sys.stderr)
-        return 1
+        raise StudyError(f"{dataset}, {describe(failed)} failed, see above; a second call goes on there")
     everything = [name for names in by_trial.values() for name in names]
     if found := stale(root, everything):
         raise StudyError(f"after the runs DVC calls these stages out of date: {', '.join(found)}; call this again")
     left = [trial for trial in study.study.trials if trial not in trials]
     rest = f"{describe(left)}, which params.yaml lists too, and then the tables" if left else "the tables"
     print(f"{dataset}, {describe(trials)}: all {len(everything)} runs are up to date; `dvc repro` makes {rest}")
-    return 0
 
 
+@command("tools.trials")
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.trials", description="Run some of RegDB's trials.")
@@ -178,12 +160,9 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--dataset", default="regdb", help="regdb (default) or synth_regdb")
     parser.add_argument("--keep-going", action="store_true", help="go on with the next trial when one fails")
     options = parser.parse_args(arguments)
-
-    def work() -> int:
-        study, trials = load_study(root / "params.yaml"), parse_trials(options.trials)
-        return run(study, options.dataset, trials, root, keep_going=options.keep_going)
-
-    return ended(work)
+    study, trials = load_study(root / "params.yaml"), parse_trials(options.trials)
+    run(study, options.dataset, trials, root, keep_going=options.keep_going)
+    return 0
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ the chosen numbers are then typed into `recipes.embedded`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ import pandas as pd
 from danet_core import INFRARED, VISIBLE
 from danet_core.config import RunConfig, Study, load_study
 from danet_core.evaluate import extract
-from danet_core.files import StudyError, atomic_path, sha256_json
+from danet_core.files import atomic_path, sha256_json
 from danet_core.protocols import evaluate_sysu, within_modality
 from danet_core.record import RunFolder, load_finished
 from danet_core.store import PackedStore
 from danet_core.train import build_model, train
+from tools import ROOT
+from tools.command import command
 
 
 def candidates(study: Study) -> list[RunConfig]:
@@ -46,13 +50,13 @@ def folder_of(config: RunConfig, build: Path) -> RunFolder:
 
 def score(config: RunConfig, build: Path = Path("build/tuning")) -> dict[str, Any]:
     """Train one candidate (or take it up where it was) and score it on the validation identities."""
+    store = PackedStore.open(Path("data/packed") / config.dataset.name, verify=False)
     folder = folder_of(config, build)
     if not folder.record.exists():
         train(config, folder)
     tensors, record = load_finished(folder, config)
     model = build_model(config.dataset, tensors["classifier.weight"].shape[0], None)
     model.load_state_dict(tensors)
-    store = PackedStore.open(Path("data/packed") / config.dataset.name, verify=False)
     features = extract(model, store, store.rows("val"), config)
     feat = features.retrieval(config.dataset.recipe.test_feature)
     query, gallery = features.modalities == INFRARED, features.modalities == VISIBLE
@@ -71,13 +75,12 @@ def score(config: RunConfig, build: Path = Path("build/tuning")) -> dict[str, An
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command("tools.tune")
+def main(arguments: Sequence[str] = (), root: Path = ROOT) -> int:
     """Command line; returns the exit status. The table is written when all of its rows are there."""
-    parser = argparse.ArgumentParser(prog="python -m tools.tune", description=__doc__)
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    options = parser.parse_args(arguments)
-    try:
-        study = load_study(options.params)
+    argparse.ArgumentParser(prog="python -m tools.tune", description=__doc__).parse_args(arguments)
+    with contextlib.chdir(root):
+        study = load_study()
         rows = []
         for config in candidates(study):
             recipe = config.dataset.recipe
@@ -90,11 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
             rows.append(row)
         with atomic_path(Path("results/tuning") / f"{study.tuning.dataset}.csv") as temporary:
             pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
-    except StudyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -11,6 +11,7 @@ Exit status 0: identical, byte for byte. 3: scores differ, within the spread. 4:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import statistics
@@ -22,10 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from danet_core.files import StudyError, read_json
+from danet_core.files import StudyError, read_entry, read_json
 from danet_core.record import differing_keys
 from danet_core.scores import load_record, tidy
 from tools import ROOT
+from tools.command import command
 
 CODE = ("danet_core", "data_prep", "tools", "notebooks", "params.yaml", "results/paper")
 KINDS = ("train", "evaluate", "tables")
@@ -76,7 +78,7 @@ def _stage(name: str, root: Path) -> Stage:
     from dvc.repo import Repo
 
     try:
-        with Repo(os.fspath(root)) as repo:
+        with contextlib.chdir(root), Repo() as repo:  # DVC looks for a stage from the working directory
             (found,) = repo.stage.collect(name)
     except (DvcException, ValueError):  # ValueError: a whole matrix, or none of it
         raise StudyError(
@@ -134,7 +136,7 @@ def _threads(stages: Sequence[Stage], root: Path) -> dict[str, str]:
     """As many threads as the stored run was trained on, where its record is there to say: sums depend on it."""
     for path in (path for stage in stages for path in stage.makes if path.name == "record.json"):
         if (root / path).exists():
-            return {"OMP_NUM_THREADS": str(read_json(root / path)["versions"]["device"]["threads"])}
+            return {"OMP_NUM_THREADS": str(read_entry(root / path, "versions", "device", "threads"))}
     return {}
 
 
@@ -219,16 +221,13 @@ def verify(name: str, root: Path = ROOT) -> list[Verdict]:
         return [compare(root / path, copy / path, name.startswith("train_")) for path in run(stages, copy, root)]
 
 
+@command("tools.verify")
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.verify", description="Make a stored result again, compare.")
     parser.add_argument("stage", help="as DVC names it, for example evaluate_sysu@synth_sysu-1-baseline-0")
     options = parser.parse_args(arguments)
-    try:
-        verdicts = verify(options.stage)
-    except (StudyError, OSError) as error:  # OSError: a full disk
-        print(f"tools.verify: {error}", file=sys.stderr)
-        return 1
+    verdicts = verify(options.stage)
     for verdict in verdicts:
         print(f"{verdict.kind}: {verdict.sentence}")
     return max(EXIT[verdict.kind] for verdict in verdicts)
