@@ -14,7 +14,7 @@ from typing import NamedTuple
 from scipy import special
 
 from danet_core.files import StudyError, atomic_write_text
-from danet_core.report import Comparison, comparisons, paper_table
+from danet_core.report import PAPER_ROWS, Comparison, comparisons, paper_table
 from danet_core.scores import ABLATION_SETTING, SETTINGS, SYNTHETIC_NOTE, Results, VariantRow, score, seed_means
 from danet_core.statistics import METRICS, compare_variants
 from danet_core.tables import Score, escape_markdown, signed
@@ -362,7 +362,7 @@ def _judged_gains(results: Results, baseline: str = "baseline") -> list[Verdict]
     if results.synthetic or results.layout != "sysu":
         return []
     table, setting = _printed(results, 3), ABLATION_SETTING["sysu"]
-    labels = {row.name: row.label for row in results.variants if row.label in table}
+    labels = {row.name: row.label for row in results.variants if row.name in PAPER_ROWS}
     verdicts = []
     for variant in [name for name in labels if name != baseline and baseline in labels]:
         where = f"gain of {labels[variant]} over {labels[baseline]} in points, {SETTINGS['sysu'][setting]}"
@@ -371,7 +371,7 @@ def _judged_gains(results: Results, baseline: str = "baseline") -> list[Verdict]
             gains = [100 * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs]
             std = statistics.stdev(gains) if len(gains) > 1 else None
             gain = Score(statistics.fmean(gains), len(gains), std) if gains else None
-            printed = table[labels[variant]][column] - table[labels[baseline]][column]
+            printed = table[PAPER_ROWS[variant][0]][column] - table[PAPER_ROWS[baseline][0]][column]
             verdicts.append(_verdict_on(results, where, header, printed, gain))
     return verdicts
 

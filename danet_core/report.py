@@ -25,6 +25,13 @@ from danet_core.statistics import METRICS, compare_variants
 from danet_core.tables import NOT_RUN, Block, Column, Row, Score, Table
 
 _PAPER_FILES = {1: "table1_sysu_mm01.csv", 2: "table2_regdb.csv", 3: "table3_ablation.csv"}
+# By the variants' names in params.yaml: their rows in the paper's Table 3 and in the other two, which have DANet only.
+PAPER_ROWS = {
+    "baseline": ("Baseline",),
+    "b_cc": ("B + CC",),
+    "b_ml": ("B + ML",),
+    "b_ml_cc": ("B + ML + CC", "DANet"),
+}
 _PAPER_DIRECTIONS = {"thermal_to_visible": "infrared2visible", "visible_to_thermal": "visible2infrared"}
 
 SPLITS = 10  # of RegDB's protocol, one model each
@@ -163,12 +170,8 @@ def _block(results: Results, number: int | None, setting: str, heading: str, col
 
 
 def _counterpart(variant: VariantRow, paper: Sequence[Row]) -> Row | None:
-    """The paper's row of the variant's name, or its DANet for the variant that has both modules."""
-    both = variant.modules == ("cc", "ml") and variant.epochs_factor == 1
-    for row in paper:
-        if row.variant == variant.label or (both and row.variant == "DANet"):
-            return row
-    return None
+    """The paper's row of what the variant is, whatever its label; None where the paper has none."""
+    return next((row for row in paper if row.variant in PAPER_ROWS.get(variant.name, ())), None)
 
 
 @dataclass(frozen=True)

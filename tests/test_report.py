@@ -16,7 +16,7 @@ from fixtures import records
 from fixtures.notebooks import run_notebook
 from fixtures.records import cells, edit, metrics, study, write_records, write_runs
 
-from danet_core import report, scores
+from danet_core import findings, report, scores
 from danet_core.config import load_study
 from danet_core.files import StudyError
 from danet_core.tables import Score
@@ -423,6 +423,15 @@ def test_what_is_compared_with_the_paper_is_each_of_its_scores_once(root: Path) 
     assert cc["mAP"][0] == 57.78
     assert cc["Rank-1"][1] is not None and cc["Rank-1"][1].mean == pytest.approx(27.8)
     assert report.comparisons(scores.load_results(study(), "synth_sysu", root)) == []
+
+
+def test_a_variant_with_another_label_is_still_compared_with_what_it_is_in_the_paper(root: Path) -> None:
+    renamed = study()
+    renamed.variants["b_cc"].label = "with centres"
+    write_records(root, "sysu", renamed)
+    usual, found = (report.comparisons(scores.load_results(one, "sysu", root)) for one in (study(), renamed))
+    assert [(one.method, one.metric, one.paper) for one in found] == [(u.method, u.metric, u.paper) for u in usual]
+    assert "gain of with centres over Baseline" in findings.findings(scores.load_results(renamed, "sysu", root))
 
 
 def test_real_tables_put_the_papers_rows_above_ours_and_the_difference_below(root: Path) -> None:
