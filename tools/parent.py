@@ -33,6 +33,7 @@ def die_with(parent: int) -> None:
         return
     import ctypes
 
+    # a libc without it: what calls `watch` still ends, half a second later
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before the call above
