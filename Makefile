@@ -10,7 +10,7 @@
 # make extras                         Add Ray, for many runs at once (python -m tools.batch, docs/SCALE.md), and faiss, for `search`.
 # make readings                       Which choice of the paper's open ones moves the scores? Trains every row of `readings` in
 #                                     params.yaml (hours), JOBS=4 at a time; ARGS="--rows rho_half,rho_double" for some.
-# make reference                      The embedded study on several seeds, for the README's first table: about an hour on four cores,
+# make reference                      The embedded study on several seeds, for the README's first table: half an hour more than repro,
 #                                     in a copy below build/; a second call goes on. Writes results/reference.
 # make report                         Write results/report.html from what is there, name it, and open it where there is a screen.
 # make verify-results STAGE=NAME      Makes a stored result again in a temporary copy: identical, within spread or different.
