@@ -13,7 +13,7 @@ from torch.utils.benchmark import timer
 from benchmarks.measure import Times, interleaved, page, table
 from danet_core.nearest import build, nearest
 from danet_core.protocols import evaluate_regdb
-from danet_core.rerank import unit
+from danet_core.similarity import unit
 
 GALLERY, QUERIES, FEATURES, IMAGES_EACH = 100_000, 256, 2048, 10
 ROUNDS, COUNT = 3, 50

@@ -4,7 +4,7 @@ The modules, in the order in which data flow through them:
     what a run is      config (params.yaml), parameters (its rows), strict (how it is read), files, repro, precision
     data               images, store, sampler, augment
     the method         backbone, model, losses (slow: the same as loops), parallel, train, record, runs
-    scores of a run    metrics, protocols, rerank, distances, probe, ranking, extremes, evaluate
+    scores of a run    metrics, similarity, rerank, protocols, distances, probe, ranking, extremes, evaluate
     the study          scores, tables, statistics, report (Tables 1 to 3), findings, page (the report), readings
     to look at         style, plots, crops, sheets, diagrams, exploration, explore, nearest, search
 

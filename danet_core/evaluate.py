@@ -218,23 +218,20 @@ def cross_modality(
         chances = {name: protocols.chance_rank1(*query[1:], *gallery[1:], galleries[name]) for name in galleries}
         settings = {name: {**_setting(result, chances[name]), **marks} for name, result in scored.items()}
         return _with_queries(settings, "all_single", scored["all_single"], features, config)
-    settings, scored = {}, {}
-    for name, query, gallery in (
-        ("thermal_to_visible", infrared, visible),
-        ("visible_to_thermal", visible, infrared),
-    ):
-        sides = feat[query], pids[query], feat[gallery], pids[gallery]
-        scored[name] = protocols.evaluate_regdb(*sides, **options)
-        by_identity = protocols.evaluate_regdb(*sides, cmc="identity", **options).mean
+    sides = feat[infrared], pids[infrared], feat[visible], pids[visible]
+    both = protocols.evaluate_regdb_settings(*sides, **options)
+    settings = {}
+    for (name, levels), (query, gallery) in zip(both.items(), ((infrared, visible), (visible, infrared)), strict=True):
         cameras = features.camids[query], features.camids[gallery]
         everyone = np.arange(gallery.sum())[None]
         chance = protocols.chance_rank1(pids[query], cameras[0], pids[gallery], cameras[1], everyone)
+        by_identity = levels["identity"].mean
         settings[name] = {
-            **_setting(scored[name], chance),
+            **_setting(levels["image"], chance),
             **marks,
             "identity_level": {rank: by_identity[rank] for rank in ("cmc1", "cmc5", "cmc10", "cmc20")},
         }
-    return _with_queries(settings, "thermal_to_visible", scored["thermal_to_visible"], features, config)
+    return _with_queries(settings, "thermal_to_visible", both["thermal_to_visible"]["image"], features, config)
 
 
 def _with_queries(

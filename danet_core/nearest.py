@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from danet_core.distances import distance_matrix
 from danet_core.files import StudyError
-from danet_core.rerank import unit
+from danet_core.similarity import unit
 
 Index = Literal["exact", "faiss", "faiss-hnsw"]
 DESCRIPTIONS: dict[Index, str] = {

@@ -4,12 +4,8 @@ What differs between protocols is data: which images form a gallery, which pairs
 counts. Each query ranks the whole pool of gallery images once; every trial and every setting is read off that ranking,
 so that the four settings of SYSU-MM01 with ten trials each cost about as much as one. Re-ranked distances depend on
 the gallery, and are computed for each trial apart.
-Features are multiplied in float32 (float64 if either side is float64), in blocks of queries, on the host.
-
-The distance matrix is streamed: the rows of one matrix product are settled by the size of the gallery alone, and they
-are ranked metrics.BLOCK pairs at a time, which changes no bit, since a query's ranking is its own. Against one product
-of everything, or another BLAS, the last bit of a distance may differ, and with it the order of images that rounding
-cannot tell apart. 100,000 queries and as many gallery images of 2,048 numbers: docs/SCALE.md.
+The distance matrix is streamed (similarity.py) and ranked metrics.BLOCK pairs at a time, which changes no bit, since a
+query's ranking is its own. 100,000 queries and as many gallery images of 2,048 numbers: docs/SCALE.md.
 """
 
 from __future__ import annotations
@@ -17,7 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
@@ -36,18 +32,21 @@ from danet_core.metrics import (
     score_queries,
 )
 from danet_core.parameters import Rerank
-from danet_core.rerank import first_equal, unit
 from danet_core.rerank import rerank as reranked
+from danet_core.similarity import (
+    WIDEST_PRODUCT,
+    Distance,
+    Distances,
+    Images,
+    both_ways,
+    product_blocks,
+    streamed,
+)
 
-Distance = Literal["cosine", "euclidean"]
 SYSU_INFRARED = (3, 6)  # cameras of the queries
 SYSU_VISIBLE = (1, 2, 4, 5)  # cameras of the galleries; 1 and 2 are indoors
 SAME_PLACE = (3, 2)  # camera 3 is infrared and camera 2 visible, in the same room
 SEARCHES = {"all": SYSU_VISIBLE, "indoor": (1, 2)}  # cameras of the gallery
-# Rows of one matrix product: with fewer than 256 the time goes into reading the gallery, half of it with 20.
-_PRODUCT_PAIRS = 2**21
-_PRODUCT_ROWS = 256
-_WIDEST_PRODUCT = 2**26  # pairs, 256 MB of float32, which caps the rows beyond 262,144 gallery images
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ def evaluate_sysu_settings(
     """
     if not settings:
         raise StudyError("no setting to evaluate: `settings` maps a name to galleries (T, S), and it is empty")
-    query, pool = _Images.of(q_feat, q_pids, "q"), _Images.of(g_feat, g_pids, "g")
+    query, pool = Images.of(q_feat, q_pids, "q"), Images.of(g_feat, g_pids, "g")
     q_camids, g_camids = as_ints(q_camids, "q_camids", len(query.pids)), as_ints(g_camids, "g_camids", len(pool.pids))
     members = {name: _members(galleries, len(pool.pids), name) for name, galleries in settings.items()}
     all_members = np.concatenate(list(members.values()))
@@ -173,15 +172,15 @@ def evaluate_sysu_settings(
 
     def score(trials: np.ndarray) -> QueryScores:
         used = np.flatnonzero(trials.any(axis=0))  # ascending, so ties keep their order
+        drawn = pool if len(used) == len(pool.pids) else Images(pool.feat[used], pool.pids[used])
         return _score(
             query,
-            pool if len(used) == len(pool.pids) else _Images(pool.feat[used], pool.pids[used]),
+            drawn,
             trials[:, used],
             lambda rows: same_place(q_camids[rows], g_camids[used]),
-            cmc="identity",
-            distance=distance,
-            rerank=rerank,
-        )
+            ["identity"],
+            _distances(query, drawn, distance, rerank),
+        )["identity"]
 
     if rerank is None:
         scores = score(all_members)
@@ -240,10 +239,46 @@ def evaluate_regdb(
 
     Source: RegDB (Nguyen et al., Sensors 2017), with the search protocol of Ye et al., AAAI 2018.
     """
-    query, gallery = _Images.of(q_feat, q_pids, "q"), _Images.of(g_feat, g_pids, "g")
-    members = np.ones((1, len(gallery.pids)), dtype=bool)
-    scores = _score(query, gallery, members, None, cmc=cmc, distance=distance, rerank=rerank)
-    return _result(scores, len(gallery.pids), cmc, ranks, "RegDB")
+    query, gallery = Images.of(q_feat, q_pids, "q"), Images.of(g_feat, g_pids, "g")
+    return _regdb(query, gallery, [cmc], _distances(query, gallery, distance, rerank), ranks)[cmc]
+
+
+def evaluate_regdb_settings(
+    t_feat: Float[np.ndarray, "N D"] | Float[Tensor, "N D"],
+    t_pids: Integer[np.ndarray, " N"] | Integer[Tensor, " N"],
+    v_feat: Float[np.ndarray, "M D"] | Float[Tensor, "M D"],
+    v_pids: Integer[np.ndarray, " M"] | Integer[Tensor, " M"],
+    *,
+    distance: Distance = "cosine",
+    ranks: int = 50,
+    rerank: Rerank | None = None,
+) -> dict[str, dict[CmcLevel, ProtocolResult]]:
+    """`evaluate_regdb` in both directions and at both levels of the CMC, with one ranking for both levels.
+
+    Both directions are read off one matrix of cosine distances where it has at most similarity.WIDEST_PRODUCT pairs;
+    the last bit of a distance may then differ from `evaluate_regdb`'s in the second direction. A larger matrix is
+    streamed, once for each direction. So are Euclidean and re-ranked distances, which differ with the direction.
+
+    Args:
+        t_feat, t_pids: (N, D) features and (N,) identities of the thermal images.
+        v_feat, v_pids: (M, D) and (M,) those of the visible images. Everything else as in `evaluate_regdb`.
+
+    Returns:
+        direction -> level -> ProtocolResult: thermal_to_visible, then visible_to_thermal; image, then identity.
+
+    Raises:
+        StudyError: as `evaluate_regdb`.
+    """
+    thermal, visible = Images.of(t_feat, t_pids, "t"), Images.of(v_feat, v_pids, "v")
+    if distance == "cosine" and rerank is None and len(thermal.pids) * len(visible.pids) <= WIDEST_PRODUCT:
+        forth, back = both_ways(thermal, visible)
+    else:
+        forth, back = (_distances(*sides, distance, rerank) for sides in ((thermal, visible), (visible, thermal)))
+    levels: list[CmcLevel] = ["image", "identity"]
+    return {
+        "thermal_to_visible": _regdb(thermal, visible, levels, forth, ranks),
+        "visible_to_thermal": _regdb(visible, thermal, levels, back, ranks),
+    }
 
 
 def within_modality(
@@ -274,7 +309,7 @@ def within_modality(
 
     Source: Zheng et al., "Scalable Person Re-identification: A Benchmark" (Market-1501), ICCV 2015.
     """
-    images = _Images.of(feat, pids, "")
+    images = Images.of(feat, pids, "")
     camids = as_ints(camids, "camids", len(images.pids))
     everyone = np.arange(len(camids))
     several_cameras = len(np.unique(camids)) > 1
@@ -285,7 +320,7 @@ def within_modality(
         return everyone[rows, None] == everyone
 
     members = np.ones((1, len(images.pids)), dtype=bool)
-    scores = _score(images, images, members, ignore, cmc="image", distance=distance)
+    scores = _score(images, images, members, ignore, ["image"], _distances(images, images, distance))["image"]
     return _result(scores, len(images.pids), "image", ranks, "within one modality")
 
 
@@ -318,11 +353,11 @@ def camera_pairs(
     Raises:
         StudyError (a ValueError): lengths disagree, a feature is not finite, or there is no image on one side.
     """
-    query, pool = _Images.of(q_feat, q_pids, "q"), _Images.of(g_feat, g_pids, "g")
+    query, pool = Images.of(q_feat, q_pids, "q"), Images.of(g_feat, g_pids, "g")
     q_camids, g_camids = as_ints(q_camids, "q_camids", len(query.pids)), as_ints(g_camids, "g_camids", len(pool.pids))
     cameras = np.unique(g_camids)
     members = g_camids == cameras[:, None]  # (cameras, G): each camera's images are one gallery of the ranked pool
-    scores = _score(query, pool, members, None, cmc="image", distance=distance)
+    scores = _score(query, pool, members, None, ["image"], _distances(query, pool, distance))["image"]
     pairs: list[dict[str, float | int]] = []
     for asked in np.unique(q_camids):
         own = QueryScores(*(part[q_camids == asked] for part in scores))
@@ -433,90 +468,45 @@ def random_seed_galleries(
     return galleries
 
 
-@dataclass(frozen=True)
-class _Images:
-    """Features (N, D), float32 or float64 and finite, with their identities (N,)."""
+def _distances(query: Images, gallery: Images, distance: Distance, rerank: Rerank | None = None) -> Distances:
+    """What to rank the gallery by; re-ranking is among all queries and the whole gallery, which is one trial's then."""
+    if rerank is None:
+        return streamed(query, gallery, distance)
+    if distance != "cosine":
+        raise StudyError(f"re-ranking starts from the cosine distance, found {distance!r}; leave out one of the two")
+    return reranked(query.feat, gallery.feat, **asdict(rerank)).__getitem__
 
-    feat: np.ndarray
-    pids: np.ndarray
 
-    @classmethod
-    def of(cls, feat: Any, pids: Any, side: str) -> _Images:
-        prefix = f"{side}_" if side else ""
-        feat = as_array(feat, f"{prefix}feat", ndim=2)
-        feat = feat.astype(np.promote_types(feat.dtype, np.float32), copy=False)
-        finite = np.isfinite(feat).all(axis=1)
-        if not finite.all():
-            raise StudyError(
-                f"{prefix}feat has NaN or infinite values, first in row {int(np.argmin(finite))} of {len(feat)};"
-                " the model that made these features has diverged, and its distances have no order"
-            )
-        return cls(feat, as_ints(pids, f"{prefix}pids", len(feat)))
+def _regdb(
+    query: Images, gallery: Images, levels: Sequence[CmcLevel], distances: Distances, ranks: int
+) -> dict[CmcLevel, ProtocolResult]:
+    """RegDB in one direction, at each level of the CMC."""
+    members = np.ones((1, len(gallery.pids)), dtype=bool)
+    scores = _score(query, gallery, members, None, levels, distances)
+    return {level: _result(scores[level], len(gallery.pids), level, ranks, "RegDB") for level in levels}
 
 
 def _score(
-    query: _Images,
-    gallery: _Images,
+    query: Images,
+    gallery: Images,
     members: np.ndarray,
     ignore: Callable[[slice], np.ndarray] | None,
-    *,
-    cmc: CmcLevel,
-    distance: Distance,
-    rerank: Rerank | None = None,
-) -> QueryScores:
+    levels: Sequence[CmcLevel],
+    distances: Distances,
+) -> dict[CmcLevel, QueryScores]:
     """Scores (Q, T) of all queries in the T subsets `members` (T, G) of the gallery, a block of queries at a time.
 
-    Re-ranking is among the queries and the whole gallery, so that T is 1 then.
+    One ranking serves all levels of the CMC.
     """
-    if query.feat.shape[1] != gallery.feat.shape[1]:
-        raise StudyError(
-            f"query features have {query.feat.shape[1]} dimensions and gallery features {gallery.feat.shape[1]};"
-            " both must come from the same model"
-        )
-    n_query, n_gallery = len(query.pids), len(gallery.pids)
-    products = query_blocks(n_query, n_gallery, max(_PRODUCT_PAIRS, min(_PRODUCT_ROWS * n_gallery, _WIDEST_PRODUCT)))
-    if rerank is None:
-        distances = _distances(query.feat, gallery.feat, distance)
-    elif distance == "cosine":
-        distances = reranked(query.feat, gallery.feat, **asdict(rerank)).__getitem__
-    else:
-        raise StudyError(f"re-ranking starts from the cosine distance, found {distance!r}; leave out one of the two")
-    scores = []
-    for product in products:
+    scores: dict[CmcLevel, list[QueryScores]] = {level: [] for level in levels}
+    for product in product_blocks(len(query.pids), len(gallery.pids)):
         block = distances(product)
-        for part in query_blocks(len(block), n_gallery):
+        for part in query_blocks(len(block), len(gallery.pids)):
             rows = slice(product.start + part.start, product.start + part.stop)
             order = rank_order(block[part], None if ignore is None else ignore(rows))
-            scores.append(score_queries(order, query.pids[rows], gallery.pids, members, cmc=cmc))
-    return join(scores)
-
-
-def _distances(q_feat: np.ndarray, g_feat: np.ndarray, distance: Distance) -> Callable[[slice], np.ndarray]:
-    """A function from a block of queries to numbers (rows, G) in the order of their distances.
-
-    Only the order is used, so "cosine" gives minus the similarity (1 - s would round near ties together), and
-    "euclidean" half the squared distance less the query's own part. That one is measured in float64 from the gallery's
-    mean, because a difference of squares cancels: float32 features far from the origin would be ranked by rounding.
-    """
-    if distance == "cosine":
-        g_part, centre, offset = unit(g_feat), np.zeros(1), 0
-    elif distance == "euclidean":
-        centre = g_feat.mean(axis=0, dtype=np.float64)
-        g_part = g_feat - centre
-        offset = np.einsum("gd,gd->g", g_part, g_part) / 2
-    else:
-        raise StudyError(f"distance must be 'cosine' or 'euclidean', found {distance!r}")
-    same = first_equal(g_part)
-    all_differ = bool((same == np.arange(len(same))).all())
-
-    def distances(rows: slice) -> np.ndarray:
-        q_part = unit(q_feat[rows]) if distance == "cosine" else q_feat[rows] - centre
-        block = q_part @ g_part.T
-        np.subtract(offset, block, out=block)
-        # A matrix product may round equal columns differently, by their place in it; equal features must tie.
-        return block if all_differ else block[:, same]
-
-    return distances
+            for level in levels:
+                scores[level].append(score_queries(order, query.pids[rows], gallery.pids, members, cmc=level))
+    return {level: join(blocks) for level, blocks in scores.items()}
 
 
 def _members(galleries: Any, n_pool: int, name: str) -> np.ndarray:

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import psutil
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy import sparse
 
 from danet_core.files import StudyError
+from danet_core.similarity import first_equal, unit
 
 _ROWS = 64  # queries at a time where pairs of images are listed, so that memory stays bounded
-_NUMBERS = 2**20  # of features, scaled at a time
 
 
 def rerank(
@@ -82,37 +82,6 @@ def rerank(
     distance = np.maximum(1 - similarity[:n_query, n_query:].astype(np.float64), 0) / largest[:n_query, None]
     jaccard = _jaccard(sparse.csr_array(encoded[:n_query]), sparse.csr_array(encoded[n_query:]))
     return (1 - lambda_value) * jaccard + lambda_value * distance
-
-
-def unit(feat: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
-    """Rows at unit length; a zero row stays zero (it is at right angles to everything).
-
-    A row's result depends on that row alone. Memory: the result and a few MB, whatever N.
-    """
-    scaled = np.empty(feat.shape, feat.dtype)
-    step = max(1, _NUMBERS // max(1, feat.shape[1]))
-    for start in range(0, len(feat), step):
-        rows = slice(start, start + step)
-        # The largest value is taken out first, so that squares neither overflow nor vanish.
-        largest = np.abs(feat[rows]).max(axis=1, keepdims=True, initial=0)
-        np.divide(feat[rows], np.where(largest > 0, largest, 1), out=scaled[rows])
-        length = np.linalg.norm(scaled[rows], axis=1, keepdims=True)
-        scaled[rows] /= np.where(length > 0, length, 1)
-    return scaled
-
-
-def first_equal(feat: Float[np.ndarray, "N D"]) -> Int[np.ndarray, " N"]:
-    """(N,) for each row the index of the first row with the same bytes."""
-    # Rows of one hash are few and compared in full; kept as bytes, all rows would be a second copy of the features.
-    rows_of: dict[int, list[int]] = {}
-    result = np.empty(len(feat), dtype=np.int64)
-    for index, row in enumerate(feat):
-        content = row.tobytes()
-        firsts = rows_of.setdefault(hash(content), [])
-        equal = [first for first in firsts if feat[first].tobytes() == content]
-        result[index] = equal[0] if equal else index
-        firsts += [] if equal else [index]
-    return result
 
 
 def needed_memory(n_query: int, n_gallery: int, itemsize: int) -> int:

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from danet_core import metrics, protocols
+from danet_core import metrics, protocols, similarity
 from danet_core.files import StudyError
 from danet_core.parameters import Rerank
 from danet_core.protocols import ProtocolResult
@@ -111,6 +111,67 @@ def test_regdb_equals_the_golden_values(query: str, gallery: str, distance: Any,
     assert found.per_trial == (found.mean,)
     assert (found.n_query, found.n_valid, found.gallery_size) == (2060, 2060, 2060)
     assert found.cmc_level == level
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_all_settings_of_regdb_equal_the_golden_values(dtype: type) -> None:
+    arrays, expected = golden("regdb")
+    sides = [arrays[f"{one}_{key}"] for one in ("thermal", "visible") for key in ("feat", "id")]
+    sides = [each.astype(dtype) if each.ndim == 2 else each for each in sides]
+    found = protocols.evaluate_regdb_settings(*sides)
+    assert list(found) == ["thermal_to_visible", "visible_to_thermal"]
+    for direction, levels in found.items():
+        wanted = expected[direction]["cosine"]
+        assert list(levels) == ["image", "identity"]
+        for level, result in levels.items():
+            scores = {**wanted[f"{level}_level_cmc"], "mAP": wanted["mAP"], "mINP": wanted["mINP"]}
+            assert_equal(result.mean, scores, TOLERANCE[dtype])
+            assert (result.cmc_level, result.n_valid, result.gallery_size) == (level, 2060, 2060)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    ties=st.booleans(),
+    distance=st.sampled_from(["cosine", "euclidean"]),
+    reranked=st.booleans(),
+    widest=st.sampled_from([16 * 32, 16 * 32 - 1]),
+    product=st.sampled_from([1, 5, 100]),
+)
+def test_regdb_settings_are_each_direction_and_level_alone(
+    seed: int, ties: bool, distance: Any, reranked: bool, widest: int, product: int
+) -> None:
+    # Exact products and means, as in the test of streaming, so that a bit that differs is an error; the matrix has
+    # `widest` pairs, or one more.
+    rng = np.random.default_rng(seed)
+    t_feat, v_feat = (rng.choice(np.float32([-1, 1]), (n, 16)) for n in (16, 32))
+    t_feat, v_feat = (feat[rng.integers(0, 6, len(feat))] if ties else feat for feat in (t_feat, v_feat))
+    thermal, visible = (t_feat, np.arange(16) % 5), (v_feat, np.arange(32) % 4)
+    options: dict[str, Any] = {"distance": "cosine", "rerank": RERANK} if reranked else {"distance": distance}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocols, "WIDEST_PRODUCT", widest)
+        patch.setattr(similarity, "_PRODUCT_PAIRS", 1)
+        patch.setattr(similarity, "_PRODUCT_ROWS", product)
+        found = protocols.evaluate_regdb_settings(*thermal, *visible, **options)
+    for direction, sides in (
+        ("thermal_to_visible", (*thermal, *visible)),
+        ("visible_to_thermal", (*visible, *thermal)),
+    ):
+        for level, result in found[direction].items():
+            assert_same_bits(result, protocols.evaluate_regdb(*sides, cmc=level, **options))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equal_features_tie_in_both_directions_of_one_product(dtype: type) -> None:
+    generator = np.random.default_rng(0)
+    alike = np.tile(generator.normal(size=100), (53, 1)).astype(dtype)
+    others = generator.normal(size=(33, 100)).astype(dtype)
+    for sides, direction in (
+        ((others, np.full(33, 20), alike, np.arange(53)), "thermal_to_visible"),
+        ((alike, np.arange(53), others, np.full(33, 20)), "visible_to_thermal"),
+    ):
+        result = protocols.evaluate_regdb_settings(*sides)[direction]["image"]
+        assert result.cmc[19] == 0 and result.cmc[20] == 1
+        assert result.mean["mAP"] == pytest.approx(1 / 21)
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -367,8 +428,8 @@ def test_a_streamed_distance_matrix_gives_the_bits_of_the_whole_one(
 
     whole = scores()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(protocols, "_PRODUCT_PAIRS", 1)
-        patch.setattr(protocols, "_PRODUCT_ROWS", product)
+        patch.setattr(similarity, "_PRODUCT_PAIRS", 1)
+        patch.setattr(similarity, "_PRODUCT_ROWS", product)
         patch.setattr(metrics, "BLOCK", 32 * block)
         for found, expected in zip(scores(), whole, strict=True):
             assert_same_bits(found, expected)
@@ -621,7 +682,10 @@ NAN = np.array([[1.0, 0.0], [np.nan, 0.0]])
         (lambda: protocols.within_modality(*Q), "within one modality: none of the 2 queries"),
         (lambda: protocols.chance_rank1(*Q[1:], *G[1:], np.array([[2]])), "no query has a match .* trial 0"),
         (lambda: bare(protocols.evaluate_regdb)(*Q[:2], np.ones((3, 5)), G[1]), "2 dimensions and gallery features 5"),
-        (lambda: bare(protocols._distances)(Q[0], G[0], "l2"), "'cosine' or 'euclidean', found 'l2'"),
+        (
+            lambda: bare(similarity.streamed)(similarity.Images(*Q[:2]), similarity.Images(*G[:2]), "l2"),
+            "'cosine' or 'euclidean', found 'l2'",
+        ),
         (
             lambda: bare(protocols.evaluate_regdb)(Q[0], np.array([1]), *G[:2]),
             "q_pids must have one entry per image, 2",

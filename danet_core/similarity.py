@@ -1,0 +1,135 @@
+"""What a gallery is ranked by: distances between queries and gallery images, for a block of queries at a time.
+
+Features are multiplied in float32 (float64 if either side is float64), on the host. The rows of one matrix product are
+settled by the size of the gallery alone. Against one product of everything, or another BLAS, the last bit of a distance
+may differ, and with it the order of images that rounding cannot tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from danet_core.files import StudyError
+from danet_core.metrics import as_array, as_ints, query_blocks
+
+Distance = Literal["cosine", "euclidean"]
+Distances = Callable[[slice], np.ndarray]  # from a block of queries to numbers (rows, G) in the order of distances
+
+# Rows of one matrix product: with fewer than 256 the time goes into reading the gallery, half of it with 20.
+_PRODUCT_PAIRS = 2**21
+_PRODUCT_ROWS = 256
+WIDEST_PRODUCT = 2**26  # pairs, 256 MB of float32, which caps the rows beyond 262,144 gallery images
+_NUMBERS = 2**20  # of features, scaled at a time
+
+
+@dataclass(frozen=True)
+class Images:
+    """Features (N, D), float32 or float64 and finite, with their identities (N,)."""
+
+    feat: np.ndarray
+    pids: np.ndarray
+
+    @classmethod
+    def of(cls, feat: Any, pids: Any, side: str) -> Images:
+        prefix = f"{side}_" if side else ""
+        feat = as_array(feat, f"{prefix}feat", ndim=2)
+        feat = feat.astype(np.promote_types(feat.dtype, np.float32), copy=False)
+        finite = np.isfinite(feat).all(axis=1)
+        if not finite.all():
+            raise StudyError(
+                f"{prefix}feat has NaN or infinite values, first in row {int(np.argmin(finite))} of {len(feat)};"
+                " the model that made these features has diverged, and its distances have no order"
+            )
+        return cls(feat, as_ints(pids, f"{prefix}pids", len(feat)))
+
+
+def streamed(query: Images, gallery: Images, distance: Distance = "cosine") -> Distances:
+    """The distances of a block of queries from the whole gallery, multiplied when they are asked for.
+
+    Only the order is used, so "cosine" gives minus the similarity (1 - s would round near ties together), and
+    "euclidean" half the squared distance less the query's own part. That one is measured in float64 from the gallery's
+    mean, because a difference of squares cancels: float32 features far from the origin would be ranked by rounding.
+    """
+    _refuse_no_pairs(query, gallery)
+    q_feat, g_feat = query.feat, gallery.feat
+    if distance == "cosine":
+        g_part, centre, offset = unit(g_feat), np.zeros(1), 0
+    elif distance == "euclidean":
+        centre = g_feat.mean(axis=0, dtype=np.float64)
+        g_part = g_feat - centre
+        offset = np.einsum("gd,gd->g", g_part, g_part) / 2
+    else:
+        raise StudyError(f"distance must be 'cosine' or 'euclidean', found {distance!r}")
+    same = first_equal(g_part)
+    all_differ = bool((same == np.arange(len(same))).all())
+
+    def distances(rows: slice) -> np.ndarray:
+        q_part = unit(q_feat[rows]) if distance == "cosine" else q_feat[rows] - centre
+        block = q_part @ g_part.T
+        np.subtract(offset, block, out=block)
+        # A matrix product may round equal columns differently, by their place in it; equal features must tie.
+        return block if all_differ else block[:, same]
+
+    return distances
+
+
+def both_ways(first: Images, second: Images) -> tuple[Distances, Distances]:
+    """Cosine distances of `first` from `second`, as `streamed` gives them, and of `second` from `first`: one matrix.
+
+    All pairs are held: meant for at most WIDEST_PRODUCT of them.
+    """
+    forth = streamed(first, second)
+    matrix = np.concatenate([forth(rows) for rows in product_blocks(len(first.pids), len(second.pids))])
+    same = first_equal(unit(first.feat))
+    turned = matrix[same].T  # rows are made whole before they are sorted
+    return matrix.__getitem__, lambda rows: np.ascontiguousarray(turned[rows])
+
+
+def product_blocks(n_query: int, n_gallery: int) -> Iterator[slice]:
+    """Slices of the queries that are multiplied with the gallery at once."""
+    return query_blocks(n_query, n_gallery, max(_PRODUCT_PAIRS, min(_PRODUCT_ROWS * n_gallery, WIDEST_PRODUCT)))
+
+
+def unit(feat: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
+    """Rows at unit length; a zero row stays zero (it is at right angles to everything).
+
+    A row's result depends on that row alone. Memory: the result and a few MB, whatever N.
+    """
+    scaled = np.empty(feat.shape, feat.dtype)
+    step = max(1, _NUMBERS // max(1, feat.shape[1]))
+    for start in range(0, len(feat), step):
+        rows = slice(start, start + step)
+        # The largest value is taken out first, so that squares neither overflow nor vanish.
+        largest = np.abs(feat[rows]).max(axis=1, keepdims=True, initial=0)
+        np.divide(feat[rows], np.where(largest > 0, largest, 1), out=scaled[rows])
+        length = np.linalg.norm(scaled[rows], axis=1, keepdims=True)
+        scaled[rows] /= np.where(length > 0, length, 1)
+    return scaled
+
+
+def first_equal(feat: Float[np.ndarray, "N D"]) -> Int[np.ndarray, " N"]:
+    """(N,) for each row the index of the first row with the same bytes."""
+    # Rows of one hash are few and compared in full; kept as bytes, all rows would be a second copy of the features.
+    rows_of: dict[int, list[int]] = {}
+    result = np.empty(len(feat), dtype=np.int64)
+    for index, row in enumerate(feat):
+        content = row.tobytes()
+        firsts = rows_of.setdefault(hash(content), [])
+        equal = [first for first in firsts if feat[first].tobytes() == content]
+        result[index] = equal[0] if equal else index
+        firsts += [] if equal else [index]
+    return result
+
+
+def _refuse_no_pairs(query: Images, gallery: Images) -> None:
+    if query.feat.shape[1] != gallery.feat.shape[1]:
+        raise StudyError(
+            f"query features have {query.feat.shape[1]} dimensions and gallery features {gallery.feat.shape[1]};"
+            " both must come from the same model"
+        )
+    query_blocks(len(query.pids), len(gallery.pids))  # raises where there is none
