@@ -32,7 +32,6 @@ from danet_core.metrics import (
     score_queries,
 )
 from danet_core.parameters import Rerank
-from danet_core.rerank import rerank as reranked
 from danet_core.similarity import (
     WIDEST_PRODUCT,
     Distance,
@@ -474,6 +473,8 @@ def _distances(query: Images, gallery: Images, distance: Distance, rerank: Reran
         return streamed(query, gallery, distance)
     if distance != "cosine":
         raise StudyError(f"re-ranking starts from the cosine distance, found {distance!r}; leave out one of the two")
+    from danet_core.rerank import rerank as reranked  # brings scipy, which no other scoring needs
+
     return reranked(query.feat, gallery.feat, **asdict(rerank)).__getitem__
 
 

@@ -436,7 +436,8 @@ def test_the_style_stands_on_seaborns_white_grid_word_for_word() -> None:
     assert changed - {"font.sans-serif", "image.cmap"} == set(style._WHITE_GRID)  # what no figure here looks up
 
 
-def test_what_a_training_notebook_imports_leaves_seaborn_and_scipy_out() -> None:
-    code = "import sys, pandas, danet_core.config, danet_core.plots, danet_core.train; print(*sys.modules)"
+@pytest.mark.parametrize("imported", ["danet_core.plots, danet_core.train", "danet_core.evaluate"])
+def test_what_a_notebook_that_trains_or_scores_imports_leaves_seaborn_and_scipy_out(imported: str) -> None:
+    code = f"import sys, pandas, danet_core.config, {imported}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"seaborn", "scipy", "torchvision", "IPython"} & set(done.stdout.split())
