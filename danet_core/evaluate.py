@@ -102,6 +102,8 @@ def evaluate(
     _refuse_other_weights(start, run["provenance"]["weights_sha256"], folder)
     classes = tensors["classifier.weight"].shape[0]
     untrained = extract(build_model(config.dataset, classes, start, config.variant), store, rows, config, device)
+    pretrained = modality_probe(untrained.feat, untrained.pids, untrained.modalities)
+    del untrained  # before the trained model's features come, which may be gigabytes, too
     model = build_model(config.dataset, classes, None, config.variant)
     model.load_state_dict(tensors)
     features = extract(model, store, rows, config, device)
@@ -126,12 +128,9 @@ def evaluate(
         },
         "figure1": centre_claim(feat, features.pids, features.modalities),
         "probe": {
-            name: modality_probe(probed, features.pids, features.modalities)
-            for name, probed in (
-                ("pretrained", untrained.feat),
-                ("before_bn", features.feat),
-                ("after_bn", features.feat_bn),
-            )
+            "pretrained": pretrained,
+            "before_bn": modality_probe(features.feat, features.pids, features.modalities),
+            "after_bn": modality_probe(features.feat_bn, features.pids, features.modalities),
         },
         **_camera_pairs(features, feat, config),
         "queries": _queries(features, feat, store, config),

@@ -4,8 +4,9 @@ What differs between protocols is data: which images form a gallery, which pairs
 counts. Each query ranks the whole pool of gallery images once; every trial and every setting is read off that ranking,
 so that the four settings of SYSU-MM01 with ten trials each cost about as much as one. Re-ranked distances depend on
 the gallery, and are computed for each trial apart.
-The distance matrix is streamed (similarity.py) and ranked metrics.BLOCK pairs at a time, which changes no bit, since a
-query's ranking is its own. 100,000 queries and as many gallery images of 2,048 numbers: docs/SCALE.md.
+The distance matrix is streamed (similarity.py; a small one of RegDB's is held, for both directions) and ranked
+metrics.BLOCK pairs at a time, which changes no bit, since a query's ranking is its own. 100,000 queries and as many
+gallery images of 2,048 numbers: docs/SCALE.md.
 """
 
 from __future__ import annotations
@@ -269,14 +270,15 @@ def evaluate_regdb_settings(
         StudyError: as `evaluate_regdb`.
     """
     thermal, visible = Images.of(t_feat, t_pids, "t"), Images.of(v_feat, v_pids, "v")
-    if distance == "cosine" and rerank is None and len(thermal.pids) * len(visible.pids) <= WIDEST_PRODUCT:
-        forth, back = both_ways(thermal, visible)
-    else:
-        forth, back = (_distances(*sides, distance, rerank) for sides in ((thermal, visible), (visible, thermal)))
     levels: list[CmcLevel] = ["image", "identity"]
+    one_matrix = distance == "cosine" and rerank is None and len(thermal.pids) * len(visible.pids) <= WIDEST_PRODUCT
+    ways = both_ways(thermal, visible) if one_matrix else None
+    # what one direction is ranked by is let go before the other's is made
     return {
-        "thermal_to_visible": _regdb(thermal, visible, levels, forth, ranks),
-        "visible_to_thermal": _regdb(visible, thermal, levels, back, ranks),
+        name: _regdb(*sides, levels, ways[number] if ways else _distances(*sides, distance, rerank), ranks)
+        for number, (name, sides) in enumerate(
+            {"thermal_to_visible": (thermal, visible), "visible_to_thermal": (visible, thermal)}.items()
+        )
     }
 
 

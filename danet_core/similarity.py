@@ -84,10 +84,17 @@ def both_ways(first: Images, second: Images) -> tuple[Distances, Distances]:
     All pairs are held: meant for at most WIDEST_PRODUCT of them.
     """
     forth = streamed(first, second)
-    matrix = np.concatenate([forth(rows) for rows in product_blocks(len(first.pids), len(second.pids))])
+    matrix = np.empty((len(first.pids), len(second.pids)), np.result_type(first.feat, second.feat))
+    for rows in product_blocks(*matrix.shape):
+        matrix[rows] = forth(rows)
     same = first_equal(unit(first.feat))
-    turned = matrix[same].T  # rows are made whole before they are sorted
-    return matrix.__getitem__, lambda rows: np.ascontiguousarray(turned[rows])
+    all_differ = bool((same == np.arange(len(same))).all())
+
+    def back(rows: slice) -> np.ndarray:
+        block = np.ascontiguousarray(matrix.T[rows])  # a sort of columns would be slow
+        return block if all_differ else block[:, same]
+
+    return matrix.__getitem__, back
 
 
 def product_blocks(n_query: int, n_gallery: int) -> Iterator[slice]:
