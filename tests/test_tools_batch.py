@@ -53,6 +53,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         strip(root / f"notebooks/{name}.ipynb", root / f"build/notebooks/{name}.ipynb")
     pipeline = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
     kept = {name: stage for name, stage in pipeline["stages"].items() if name.startswith(("train", "evaluate"))}
+    scores = [f"results/synth_sysu/metrics/baseline-t1-s{seed}.json" for seed in range(3)]
+    kept["tables_sysu"] = {
+        "cmd": f"cat {' '.join(scores)} > table",
+        "deps": scores,
+        "outs": [{"table": {"cache": False}}],
+    }
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": kept}, sort_keys=False), encoding="utf-8")
     (root / "dvc.lock").unlink(missing_ok=True)
     return root
@@ -346,8 +352,24 @@ def test_a_node_killed_in_mid_run_costs_no_run_and_no_epoch_twice_and_changes_no
         scores = f"results/synth_sysu/metrics/{config.name}.json"
         assert (project / scores).read_bytes() == (tmp_path / scores).read_bytes()
 
-    assert stale(project, names) == []
     assert "all 3 runs are up to date" in output.read_text()
+    assert (project / "table").exists() and stale(project) == []
+
+
+@pytest.mark.parametrize("missing", [None, "train_sysu@synth_sysu-1-baseline-2"])
+def test_tables_are_made_of_the_runs_unless_one_that_is_listed_is_missing(
+    tmp_path: Path, missing: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(batch, "stale", lambda _: ["report", "tables_sysu@synth_sysu", *([missing] if missing else [])])
+    monkeypatch.setattr(batch, "dvc", lambda _, *words: asked.append(words) or 0)
+    batch.make_the_rest(tmp_path)
+    assert asked == ([] if missing else [("repro",)])
+    assert ("lists others, 1 of their stages" in capsys.readouterr().out) == bool(missing)
+    monkeypatch.setattr(batch, "dvc", lambda *_: 255)
+    if not missing:
+        with pytest.raises(StudyError, match="`dvc repro` of the tables ended with 255"):
+            batch.make_the_rest(tmp_path)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Ray's clusters are tested on POSIX")

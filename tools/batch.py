@@ -7,7 +7,8 @@
 A run is one Ray task that executes the commands of its stages in dvc.yaml, resolved by DVC, in the project's folder,
 which all machines of a cluster share. What the runs start from (stores, weights) is made first, by `dvc repro`; what is
 up to date already is left alone. A run whose machine is lost starts again elsewhere and goes on from its checkpoint.
-Each finished run is entered in dvc.lock at once: `dvc status` is clean at the end, and a second call does the rest.
+Each finished run is entered in dvc.lock at once. When none that params.yaml lists is left, `dvc repro` makes the tables
+from them and `dvc status` is clean; a call that was interrupted is gone on with by a second one.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from tools.command import at_least, command
 from tools.trials import check_switched_on, dvc, parse_numbers, parse_trials, require_listed, stage_names, stale
 
 FAMILIES = ("train", "evaluate")  # the stages of a run, in order
+BEFORE_TABLES = tuple(f"{family}_" for family in ("prepare", "pack", "weights", *FAMILIES))
 HIGHEST_SEED = 9999
 PAUSE = 20.0  # seconds before a run's second attempt, twice that before its third: what was lost may still be dying
 SUMMARY = 60.0  # seconds between two lines on what is running, where there is no terminal to draw a table on
@@ -386,7 +388,20 @@ def run(options: argparse.Namespace, root: Path) -> None:
                 raise StudyError(f"after the runs DVC calls these stages out of date: {', '.join(left)}; call again")
     finally:
         ray.shutdown()
-    print(f"all {len(runs)} runs are up to date; `dvc repro` makes the tables")
+    print(f"all {len(runs)} runs are up to date", flush=True)
+    make_the_rest(root)
+
+
+def make_the_rest(root: Path) -> None:
+    """`dvc repro` for what is made of runs, unless one that params.yaml lists is left; then say so.
+
+    Raises StudyError when it fails.
+    """
+    rest = stale(root)
+    if left := [name for name in rest if name.startswith(BEFORE_TABLES)]:
+        print(f"params.yaml lists others, {len(left)} of their stages; `dvc repro` makes them, and then the tables")
+    elif rest and (status := dvc(root, "repro")):
+        raise StudyError(f"all runs are there, but `dvc repro` of the tables ended with {status}, see above")
 
 
 @command("tools.batch")

@@ -116,9 +116,9 @@ def dvc(root: Path, *arguments: str) -> int:
             raise
 
 
-def stale(root: Path, names: Sequence[str]) -> list[str]:
-    """Which stages, of these and of what they depend on, DVC calls out of date."""
-    words = [sys.executable, "-m", "dvc", "status", "--json", "--with-deps", *names]
+def stale(root: Path, names: Sequence[str] = ()) -> list[str]:
+    """Which stages, of these and of what they depend on (of all, without names), DVC calls out of date."""
+    words = [sys.executable, "-m", "dvc", "status", "--json", *(["--with-deps"] if names else []), *names]
     done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)
     if done.returncode:
         raise StudyError(f"`dvc status` ended with {done.returncode}: {done.stderr.strip()}")
