@@ -2,7 +2,8 @@
 # make test-browser                   The notebooks and the report in a browser (Chromium, installed where root may).
 # make paper                          The real data sets: switches `study` in params.yaml to them (SETS=sysu for one), then repro.
 # make paper-scale                    The paper's recipe on rendered sets of the real sizes, for a GPU (SETS=regdb for the
-#                                     shorter one, which also comes first): switches `study` to them, then repro.
+#                                     shorter one, which also comes first): switches `study` to them, then repro; card,
+#                                     precision, versions and duration of each run to results/<data set>/runs.csv.
 # make bench                          Measure what is claimed to be fast; writes benchmarks/RESULTS.md (at most 10 min).
 # make embedded                       Switches `study` in params.yaml back to the rendered sets; runs nothing.
 # make regdb-trials TRIALS=1-10       RegDB's trials as batch runs, one after the other; also TRIALS=3, TRIALS=1,4,7,
@@ -65,11 +66,13 @@ paper: setup
 	@$(BIN)/python -m dvc repro --keep-going $(foreach set,$(SETS),prepare_$(set)@$(set))
 	@$(BIN)/python -m dvc repro $(ARGS)
 
-# RegDB's layout first: its tables are there before the hours of SYSU-MM01's begin.
+# RegDB's layout first: its tables, and what its runs took, are there before the hours of SYSU-MM01's begin.
 paper-scale: setup
 	@$(BIN)/python -m tools.profile paper-scale $(SETS)
 	@$(if $(filter regdb,$(SETS)),$(BIN)/python -m dvc repro $(foreach stage,tables figures,$(stage)_regdb@synth_regdb_paper_scale))
+	@$(if $(filter regdb,$(SETS)),$(BIN)/python -m tools.runs synth_regdb_paper_scale)
 	@$(BIN)/python -m dvc repro $(ARGS)
+	@$(BIN)/python -m tools.runs
 
 bench: setup
 	@$(BIN)/python -m benchmarks.run $(ARGS)

@@ -142,17 +142,20 @@ def made(folder: Path, *arguments: str) -> list[str]:
     of_make = ("MAKE", "MFLAGS", "ARGS", "SETS")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(of_make)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
-    return [line.partition("-m ")[2] for line in done.stdout.splitlines() if "-m " in line][-3:]
+    modules = [line.partition("-m ")[2] for line in done.stdout.splitlines() if "-m " in line]
+    return modules[modules.index("tools.checkout") + 1 :]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
-def test_make_paper_scale_switches_and_finishes_regdbs_layout_before_the_long_runs_begin(tmp_path: Path) -> None:
+def test_make_paper_scale_finishes_regdbs_layout_before_the_long_runs_and_says_what_runs_took(tmp_path: Path) -> None:
     assert made(tmp_path, "paper-scale") == [
         "tools.profile paper-scale sysu regdb",
         "dvc repro tables_regdb@synth_regdb_paper_scale figures_regdb@synth_regdb_paper_scale",
+        "tools.runs synth_regdb_paper_scale",
         "dvc repro ",
+        "tools.runs",
     ]
-    assert made(tmp_path, "paper-scale", "SETS=sysu")[1:] == ["tools.profile paper-scale sysu", "dvc repro "]
+    assert made(tmp_path, "paper-scale", "SETS=sysu") == ["tools.profile paper-scale sysu", "dvc repro ", "tools.runs"]
 
 
 @pytest.mark.slow
