@@ -413,19 +413,41 @@ def _draw(axis: Any, height: float, difference: Difference) -> None:
 def write_record(study: Study, root: Path | str = ".") -> Path | None:
     """Write `record.json`: configuration, duration and versions of every training run behind the table; its path.
 
-    Durations stand in the training records below `runs/`, which are not in version control: None, and nothing is
-    written, unless the record of each run is there whose scores are.
+    Durations stand in the training records below `runs/`, which are not in version control. Unless the record of each
+    run is there whose scores are, the result is None, nothing is written, and a `record.json` of other models goes.
+    A run's `seconds` are those of all its epochs, also of those before an interruption.
+
+    Raises StudyError where a run's model is not the one that was scored, and for runs of different training code.
     """
-    root, runs = Path(root), {}
-    for name, found in load_records(study, root).items():
-        for seed in found:
+    root, records = Path(root), load_records(study, root)
+    scored = {
+        study.reading(name, seed).place: one["provenance"]["model_sha256"]
+        for name, found in records.items()
+        for seed, one in found.items()
+    }
+    path = root / "results" / study.readings.dataset / "readings" / "record.json"
+    if not all((root / "runs" / place / "record.json").exists() for place in scored):
+        if path.exists() and _models(read_json(path)) != {Path(place).name: model for place, model in scored.items()}:
+            path.unlink()
+        return None
+    runs, code = {}, None
+    for name, found in records.items():
+        for seed, score in found.items():
             config = study.reading(name, seed)
-            path = root / "runs" / config.place / "record.json"
-            if not path.exists():
-                return None
-            one = read_training_record(path)
-            runs[path.parent.name] = {
-                "seconds": one["seconds"],
+            trained = root / "runs" / config.place / "record.json"
+            one = read_training_record(trained)
+            code = code or one["versions"]["train_code_sha256"]
+            for what, expected, seen in (
+                ("model that was scored", score["provenance"]["model_sha256"], one["provenance"]["model_sha256"]),
+                ("training code of the other rows", code, one["versions"]["train_code_sha256"]),
+            ):
+                if seen != expected:
+                    raise StudyError(
+                        f"{trained}: expected the {what} ({expected[:12]}), found another ({seen[:12]}); run "
+                        "`make readings`, which makes what is out of date"
+                    )
+            runs[trained.parent.name] = {
+                "seconds": round(sum(row["seconds"] for row in one["history"]), 1),
                 "steps": config.epochs * config.dataset.recipe.steps_per_epoch,
                 "config": one["config"],
                 "versions": one["versions"],
@@ -433,10 +455,13 @@ def write_record(study: Study, root: Path | str = ".") -> Path | None:
             }
     if not runs:
         return None
-    path = root / "results" / study.readings.dataset / "readings" / "record.json"
     seconds = round(sum(one["seconds"] for one in runs.values()), 1)
     atomic_write_json(path, {"trained_runs": len(runs), "training_seconds": seconds, "runs": runs})
     return path
+
+
+def _models(record: Mapping[str, Any]) -> dict[str, str]:
+    return {name: one["provenance"]["model_sha256"] for name, one in record["runs"].items()}
 
 
 # -------------------- docs/READINGS.md

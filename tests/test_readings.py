@@ -395,7 +395,10 @@ def write(study: Study, root: Path, name: str, seed: int, **changes: Any) -> Pat
     made = {**record(20.0, 18.0), "config": config.resolved(), "evaluation": dataclasses.asdict(config.evaluation)}
     path = root / "results" / config.metrics
     atomic_write_json(path, {**made, **changes})
-    training = {**training_record("synth_sysu", "b_ml_cc"), "seconds": 80.0, "config": config.resolved()}
+    training = {**training_record("synth_sysu", "b_ml_cc"), "config": config.resolved()}
+    training["history"] = [{**training["history"][0], "seconds": seconds} for seconds in (50.0, 30.0)]
+    training["seconds"] = 31.0  # of the last leg: the run was interrupted after its first epoch
+    training["provenance"]["model_sha256"] = made["provenance"]["model_sha256"]
     training["versions"]["device"]["threads"] = 1
     atomic_write_json(root / "runs" / config.place / "record.json", training)
     return path
@@ -432,3 +435,31 @@ def test_the_record_counts_a_shared_run_once_and_is_not_made_from_a_part_of_the_
     assert "2 trained runs, 0.0 hours of training in all, on x86_64 with 1 thread each" in block
     (tmp_path / "runs/readings/synth_sysu/danet-s0/record.json").unlink()
     assert readings.write_record(study, tmp_path) is None
+    assert path.exists()  # what it says of these models still holds
+    scores = tmp_path / "results" / study.reading("rho_half", 0).metrics
+    of_another = json.loads(scores.read_text(encoding="utf-8"))
+    of_another["provenance"]["model_sha256"] = "0" * 64
+    atomic_write_json(scores, of_another)
+    assert readings.write_record(study, tmp_path) is None
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        (("provenance", "model_sha256"), "model that was scored"),
+        (("versions", "train_code_sha256"), "training code of the other rows"),
+    ],
+)
+def test_runs_of_another_model_or_other_code_than_the_rows_of_the_table_are_refused(
+    tmp_path: Path, where: tuple[str, str], what: str
+) -> None:
+    study = study_of(tmp_path)
+    for name in ROWS:
+        write(study, tmp_path, name, 0)
+    path = tmp_path / "runs/readings/synth_sysu/rho_half-s0/record.json"
+    run = json.loads(path.read_text(encoding="utf-8"))
+    run[where[0]][where[1]] = "0" * 64
+    atomic_write_json(path, run)
+    with pytest.raises(StudyError, match=f"rho_half-s0.record.json: expected the {what} .* run `make readings`"):
+        readings.write_record(study, tmp_path)
