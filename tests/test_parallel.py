@@ -22,6 +22,7 @@ from danet_core.record import RunFolder
 from danet_core.train import _require_divisible, build_model, train
 from tests.fixtures import team as of_team
 from tests.fixtures.faults import packed_project
+from tests.fixtures.pipeline import copy_project
 from tests.stores import PARAMS, small_config
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +44,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def torchrun(count: int, cwd: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(cwd if (cwd / "tools").exists() else ROOT),
+        "TQDM_DISABLE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     return subprocess.Popen(
         [*command, "-m", *arguments],
         cwd=cwd,
@@ -179,6 +185,22 @@ def test_a_run_of_two_processes_that_is_killed_then_stopped_then_resumed_by_one_
     apart = sum((here[name] - there[name]).square().sum() for name in names).sqrt()
     print(f"weights moved by {moved:.3g} and are {apart:.3g} apart")
     assert apart < 1e-3 * moved  # found: 1e-6
+
+
+def test_the_training_notebook_under_torchrun_is_one_run_of_all_processes_and_one_executed_copy(
+    project: Path, tmp_path: Path
+) -> None:
+    root = copy_project(tmp_path / "danet")  # a kernel works in the folder of the runner's own code
+    (root / "data").symlink_to(project / "data")
+    (root / "params.yaml").write_bytes((project / "params.yaml").read_bytes())
+    words = ["-p", "variant", "b_ml_cc", "-p", "device", "cpu"]
+    process = torchrun(2, root, "tools.notebook", "notebooks/02_train.ipynb", "executed/train.ipynb", *words)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    config = load_study(root / "params.yaml").run("synth_sysu", "b_ml_cc", 1, 0)
+    record = read_json(RunFolder.of(config, root / "runs", root / "build").record)
+    assert record["provenance"]["processes"] == [2]
+    assert [path.name for path in (root / "executed").iterdir() if path.suffix == ".ipynb"] == ["train.ipynb"]
 
 
 def test_the_command_without_torchrun_trains_in_one_process_what_the_notebook_does(

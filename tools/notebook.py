@@ -366,6 +366,22 @@ def _shown(path: Path) -> str:
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
 
+@contextlib.contextmanager
+def own_copy(output: Path) -> Iterator[Path]:
+    """Where this process's executed copy goes: `output`, or under torchrun, in all processes but the first, elsewhere.
+
+    torchrun's processes each run the notebook, in a kernel of its own, and its training is one run of them all. The
+    other copies are like the first; only that of a cell that failed is kept, as NAME.process-N.failed.ipynb.
+    """
+    rank = os.environ.get("RANK", "0") if "TORCHELASTIC_RUN_ID" in os.environ else "0"
+    if rank == "0":
+        yield output
+        return
+    own = output.with_name(f"{output.stem}.process-{int(rank) + 1}{output.suffix}")
+    yield own
+    own.unlink(missing_ok=True)
+
+
 @command("tools.notebook")
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status: 0, 1 for an error with a sentence, 128 + number after a signal."""
@@ -377,7 +393,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     parameters = parse_parameters(options.notebook, [(name, text) for name, text in options.pairs])
-    run(options.notebook, options.output, parameters)
+    with own_copy(options.output) as output:
+        run(options.notebook, output, parameters)
     return 0
 
 
