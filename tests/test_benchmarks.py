@@ -7,8 +7,9 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import pipeline, run
+from benchmarks import losses, pipeline, run
 from benchmarks.measure import Times, growth, interleaved, page, table
 
 QUANTITY = r"\d[\d,.]* ± \d[\d,.]* (s|ms|us)"
@@ -87,6 +88,24 @@ def test_growth_names_the_factor_of_each_step_and_a_page_wraps_only_its_prose():
         "",
         *wide.splitlines(),
     ]
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.02], ids=["far apart", "nearer than the margin"])
+def test_the_loops_over_anchors_are_the_losses_in_value_and_gradient(spread):
+    found = {}
+    for ways in (losses.vectorised, losses.loops):
+        inputs = losses.Inputs(4, 4, 16, 8)
+        inputs.feat.data *= spread
+        leaves = (inputs.feat, inputs.visible, inputs.infrared)
+        for name, value in ways(inputs).items():
+            inputs.run(value)()
+            found.setdefault(name, []).append([value().detach(), *(leaf.grad for leaf in leaves)])
+    assert len(found) == 5
+    for fast, loop in found.values():
+        for ours, other in zip(fast, loop, strict=True):
+            assert (ours is None) == (other is None)
+            if ours is not None:
+                torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-5)
 
 
 def test_the_pipelines_stages_are_read_from_executed_notebooks(tmp_path):
