@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
+import weakref
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import losses, pipeline, run
+from benchmarks import losses, pipeline, run, step
 from benchmarks.measure import Times, growth, interleaved, page, table
+from danet_core.config import load_study
 
 QUANTITY = r"\d[\d,.]* ± \d[\d,.]* (s|ms|us)"
 
@@ -36,8 +39,8 @@ def test_a_tiny_run_of_all_parts_writes_a_page_of_whole_tables_with_hardware_ver
     for equation in range(1, 6):
         cells = next(cells for name, cells in names.items() if name.startswith(f"Eq. {equation},"))
         assert re.fullmatch(QUANTITY, cells[0]) and re.fullmatch(QUANTITY, cells[2])
-    for part in ("gather", "augment", "forward", "losses", "backward", "optimiser"):
-        assert re.fullmatch(QUANTITY, names[part][0])
+    for part in ("gather", "augment", "forward", "losses", "backward", "optimiser", step.PARTS[-1]):
+        assert re.fullmatch(QUANTITY, names[part][0]) and names[part][1].endswith(" %")
     assert str(run.ROOT) not in text and str(tmp_path) not in text
 
 
@@ -88,6 +91,22 @@ def test_growth_names_the_factor_of_each_step_and_a_page_wraps_only_its_prose():
         "",
         *wide.splitlines(),
     ]
+
+
+def test_a_measured_network_is_gone_with_its_last_name_so_that_the_next_ones_memory_is_its_own():
+    config = step.with_recipe(load_study().run("synth_sysu", "b_ml_cc", 1, 0), width=8, imgs_per_modality=1)
+    gc.disable()
+    try:
+        with step.bench(config, 16, torch.device("cpu")) as full:
+            assert "above the store" in step.memory_of(full)
+            bare = step.Bare(full)
+            bare.step()
+            assert len(full.parts()) == len(step.PARTS)
+            names = [weakref.ref(name) for name in (full, full.model, full.optimiser, full.images, bare, bare.model)]
+        del full, bare
+        assert [name() for name in names] == [None] * len(names)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("spread", [1.0, 0.02], ids=["far apart", "nearer than the margin"])
