@@ -64,7 +64,7 @@ def galleries(sides: Sides) -> dict[str, np.ndarray]:
 
 def one_query(scores: np.ndarray, matches: np.ndarray, ids: np.ndarray | None) -> tuple[float, ...] | None:
     """Rank-1, Rank-10, AP and INP of one query; `ids` for identity-level ranks."""
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores)  # ties in any order, as public code leaves them; a stable sort takes four times as long
     ranks = np.flatnonzero(matches[order]) + 1
     if len(ranks) == 0:
         return None

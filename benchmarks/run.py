@@ -68,7 +68,8 @@ def header(seconds: float) -> str:
         "# Benchmarks",
         """Written by `make bench`. Each figure is a median ± half the distance between the quartiles; what a ratio
         compares was measured in turns in one process, and the ratio is taken turn by turn. A GPU's rows say "not run"
-        where there is none.""",
+        where there is none. All parts run with glibc told to keep freed memory (MALLOC_MMAP_THRESHOLD_ and
+        MALLOC_TRIM_THRESHOLD_), ours and what it is compared with alike; `make repro` and the stages do without.""",
         table(("", ""), rows),
     )
 

@@ -20,20 +20,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.measure import Times, growth, interleaved, main, page, table
 from danet_core.augment import augment_batch
 from danet_core.config import RunConfig, load_study
-from danet_core.parameters import Image, Precision
+from danet_core.model import Embedding
+from danet_core.parameters import Image, Precision, Recipe
 from danet_core.precision import autocast, lacks, loss_scaler
 from danet_core.repro import deterministic
 from danet_core.sampler import IdentitySampler
 from danet_core.store import PackedStore
 from danet_core.train import Batch, LossesOf, TrainingImages, build_model, build_optimiser, loss_terms, training_step
 
-PARTS = ("gather", "augment", "forward", "losses", "backward", "optimiser")
+PARTS = (
+    *("gather", "augment", "forward", "losses", "backward", "optimiser"),
+    "losses with their own backward, down to the network's outputs (in the rows above, too)",
+)
 PER_MODALITY = 8  # images of an identity in the random store
-ROUNDS = 30
+ROUNDS, STEPS = 30, 5
 
 
 class Bench:
-    """A run of random images on a device, ready to take steps, and the bare step of a network like its own."""
+    """A run of random images on a device, ready to take steps."""
 
     def __init__(self, config: RunConfig, identities: int, device: torch.device) -> None:
         recipe = config.dataset.recipe
@@ -43,38 +47,12 @@ class Bench:
         self.optimiser = build_optimiser(self.model, recipe)
         self.scaler = loss_scaler(recipe.precision, device, 2000, None)
         self.chance = torch.Generator(device).manual_seed(0)
-        self.batches = self._batches()
-        self._bare = copy.deepcopy(self.model)
-        self._bare_optimiser = build_optimiser(self._bare, recipe)
-        self._bare_scaler = loss_scaler(recipe.precision, device, 2000, None)
-        batch = next(self.batches)
-        self._random, self._labels = torch.randn(batch.images.shape, device=device), batch.labels
-        if recipe.channels_last:
-            self._random = self._random.contiguous(memory_format=torch.channels_last)
-
-    def _batches(self) -> Iterator[Batch]:
-        recipe, order = self.config.dataset.recipe, np.random.default_rng(0)
-        sampler = IdentitySampler(
-            self.images.pids, self.images.modalities, recipe.ids_per_batch, recipe.imgs_per_modality
-        )
-        while True:
-            yield from self.images.batches(sampler.epoch(100, order))
+        self.batches = endless(self.images, recipe)
 
     def full(self) -> None:
         """What training does for each batch."""
         batch = next(self.batches)
         training_step(LossesOf(self.model, self.config), self.optimiser, self.scaler, batch, self.config, self.chance)
-
-    def bare(self) -> None:
-        """Forward, cross-entropy of the heads that the variant trains, backward and optimiser; nothing else."""
-        with autocast(self.config.dataset.recipe.precision, self.device):
-            output = self._bare(self._random)
-        heads = output[2:5] if self.config.variant.ml else output[2:3]
-        self._bare_optimiser.zero_grad(set_to_none=True)
-        loss = torch.stack([functional.cross_entropy(logits, self._labels) for logits in heads]).sum()
-        self._bare_scaler.scale(loss).backward()
-        self._bare_scaler.step(self._bare_optimiser)
-        self._bare_scaler.update()
 
     def parts(self) -> list[float]:
         """Seconds of each of PARTS in one step; the clock waits for the GPU between them, so that their sum is more."""
@@ -94,7 +72,46 @@ class Bench:
         self.scaler.step(self.optimiser)
         self.scaler.update()
         clock.append(timer())
-        return np.diff(clock).tolist()
+        seconds = np.diff(clock).tolist()
+        leaves = (part if part is None else part.detach().requires_grad_(part.requires_grad) for part in output)
+        output = Embedding._make(leaves)
+        started = timer()
+        self.scaler.scale(loss_terms(output, batch, self.config.variant)["total"]).backward()
+        return [*seconds, timer() - started]
+
+
+class Bare:
+    """The bare step of a network like a run's own, on random images that lie on the device."""
+
+    def __init__(self, run: Bench) -> None:
+        recipe = run.config.dataset.recipe
+        self.config, self.device = run.config, run.device
+        self.model = copy.deepcopy(run.model)
+        self.optimiser = build_optimiser(self.model, recipe)
+        self.scaler = loss_scaler(recipe.precision, self.device, 2000, None)
+        batch = next(run.batches)
+        self.images, self.labels = torch.randn(batch.images.shape, device=self.device), batch.labels
+        if recipe.channels_last:
+            self.images = self.images.contiguous(memory_format=torch.channels_last)
+
+    def step(self) -> None:
+        """Forward, cross-entropy of the heads that the variant trains, backward and optimiser; nothing else."""
+        with autocast(self.config.dataset.recipe.precision, self.device):
+            output = self.model(self.images)
+        heads = output[2:5] if self.config.variant.ml else output[2:3]
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = torch.stack([functional.cross_entropy(logits, self.labels) for logits in heads]).sum()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+
+
+def endless(images: TrainingImages, recipe: Recipe) -> Iterator[Batch]:
+    """Batches without end. No method of Bench: the cycle would keep its memory until garbage is collected."""
+    order = np.random.default_rng(0)
+    sampler = IdentitySampler(images.pids, images.modalities, recipe.ids_per_batch, recipe.imgs_per_modality)
+    while True:
+        yield from images.batches(sampler.epoch(100, order))
 
 
 def random_store(identities: int, image: Image) -> PackedStore:
@@ -136,22 +153,31 @@ def peak_host_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if kilobytes else 1)
 
 
+def memory_of(run: Bench) -> str:
+    """The peak of some full steps; to be asked before anything else lies beside them on the device."""
+    for _ in range(STEPS):
+        run.full()
+    if run.device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(run.device) / 2**30:.1f} GiB on the device"
+    image = run.config.dataset.image
+    store = run.images.rows.size * 3 * image.height * image.width
+    return f"{(peak_host_memory() - store) / 2**30:.2f} GiB above the store"
+
+
 def compare(config: RunConfig, identities: int, device: torch.device, rounds: int, size: int) -> tuple[str, ...]:
     """One row: a full step, the bare one, their ratio, use of the device, memory."""
     recipe = config.dataset.recipe
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     with bench(config, identities, device) as run:
+        memory, bare = memory_of(run), Bare(run)
         with FlopCounterMode(display=False) as counter:
-            run.bare()
+            bare.step()
         product = matrix_product(recipe.precision, device, size)
-        times = interleaved({"full": run.full, "bare": run.bare, "product": product}, rounds)
+        times = interleaved({"full": run.full, "bare": bare.step, "product": product}, rounds)
         reached = counter.get_total_flops() / times["full"].median
         attainable = 2 * size**3 / times["product"].median
         batch = recipe.ids_per_batch * 2 * recipe.imgs_per_modality
-        store = run.images.rows.size * 3 * config.dataset.image.height * config.dataset.image.width
-        if device.type == "cuda":
-            memory = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB on the device"
-        else:
-            memory = f"{(peak_host_memory() - store) / 2**30:.2f} GiB above the store"
     return (
         f"{recipe.backbone} x{recipe.width / 64:g}, {config.dataset.image.height}x{config.dataset.image.width}, "
         f"batch {batch}, {config.variant.label}, {recipe.precision}, {device.type}",
@@ -164,11 +190,18 @@ def compare(config: RunConfig, identities: int, device: torch.device, rounds: in
     )
 
 
-def parts(config: RunConfig, identities: int, device: torch.device, rounds: int) -> list[Times]:
+def parts(config: RunConfig, identities: int, device: torch.device, rounds: int) -> list[tuple[str, str]]:
+    """Each of PARTS: its time and its share of a full step's, which is taken in turn with them."""
+    measured = []
     with bench(config, identities, device) as run:
-        run.parts()
-        measured = np.array([run.parts() for _ in range(rounds)])
-    return [Times(column) for column in measured.T]
+        for step in range(rounds + 1):
+            seconds = run.parts()
+            started = timer()
+            run.full()
+            if step > 0:  # the first one warms up
+                measured.append([*seconds, timer() - started])
+    *columns, full = (Times(column) for column in np.array(measured).T)
+    return [(str(column), f"{Times(100 * column.seconds).over(full)} %") for column in columns]
 
 
 def section(tiny: bool) -> str:
@@ -179,7 +212,7 @@ def section(tiny: bool) -> str:
     if tiny:
         embedded, baseline = (with_recipe(config, width=8, imgs_per_modality=1) for config in (embedded, baseline))
     rows = [compare(config, identities, cpu, rounds, size) for config in (baseline, embedded)]
-    split: dict[str, list[Times]] = {"embedded, cpu": parts(embedded, identities, cpu, rounds)}
+    split = {"embedded, cpu": parts(embedded, identities, cpu, rounds)}
     gpu = torch.device("cuda") if torch.cuda.is_available() else None
     precisions: tuple[Precision, ...] = ("float32", "tf32", "bfloat16", "float16")
     for precision in precisions:
@@ -187,7 +220,6 @@ def section(tiny: bool) -> str:
         if gpu is None or lacks(precision, gpu):
             rows.append((label, *["not run"] * 6))
             continue
-        torch.cuda.reset_peak_memory_stats(gpu)
         config = with_recipe(paper, precision=precision)
         rows.append(compare(config, paper_identities, gpu, rounds, size * 4))
         split[label] = parts(config, paper_identities, gpu, rounds)
@@ -204,10 +236,15 @@ def section(tiny: bool) -> str:
         that lie on the device, with a cross-entropy for each head that the variant trains. The rate is the network's
         operations (forward and backward) over the time of the full step, and its share of what a square matrix
         product reaches in the same precision, turn by turn with the steps; above 100 % the convolutions' library is the
-        faster one.""",
+        faster one. Memory: the peak of full steps, without the bare network and the product's matrices; on the CPU that
+        of the whole process, from its start.""",
         table(("case", "full", "bare", "full / bare", "images/s", "rate, share of a product's", "memory"), rows),
-        "The parts of a full step of B + ML + CC, each waited for on a GPU:",
-        table(("part", *split), [(name, *(t[i] for t in split.values())) for i, name in enumerate(PARTS)]),
+        """The parts of a full step of B + ML + CC, each waited for on a GPU, so that they add up to more than the step,
+        which is timed in turn with them:""",
+        table(
+            ("part", *(heading for case in split for heading in (case, "of a full step"))),
+            [(name, *(cell for case in split.values() for cell in case[i])) for i, name in enumerate(PARTS)],
+        ),
         "How the full embedded step on the CPU grows with the images of a batch:",
         growth("images", [count * per_identity for count in people], by_batch),
         "How it grows with the training identities:",

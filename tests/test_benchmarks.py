@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
+import weakref
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import pipeline, run
+from benchmarks import losses, pipeline, run, step
 from benchmarks.measure import Times, growth, interleaved, page, table
+from danet_core.config import load_study
 
 QUANTITY = r"\d[\d,.]* ± \d[\d,.]* (s|ms|us)"
 
@@ -35,9 +39,10 @@ def test_a_tiny_run_of_all_parts_writes_a_page_of_whole_tables_with_hardware_ver
     for equation in range(1, 6):
         cells = next(cells for name, cells in names.items() if name.startswith(f"Eq. {equation},"))
         assert re.fullmatch(QUANTITY, cells[0]) and re.fullmatch(QUANTITY, cells[2])
-    for part in ("gather", "augment", "forward", "losses", "backward", "optimiser"):
-        assert re.fullmatch(QUANTITY, names[part][0])
+    for part in ("gather", "augment", "forward", "losses", "backward", "optimiser", step.PARTS[-1]):
+        assert re.fullmatch(QUANTITY, names[part][0]) and names[part][1].endswith(" %")
     assert str(run.ROOT) not in text and str(tmp_path) not in text
+    assert all(name in text for name in run._MEMORY)
 
 
 def test_a_part_can_be_measured_alone_and_is_printed_not_written(tmp_path, capsys):
@@ -89,11 +94,63 @@ def test_growth_names_the_factor_of_each_step_and_a_page_wraps_only_its_prose():
     ]
 
 
-def test_the_pipelines_stages_are_read_from_executed_notebooks(tmp_path):
-    for name, seconds in (("train-x-t1-s0", 60.0), ("train-y-t1-s0", 40.0), ("tables-x", 3.0), ("other", 1.0)):
+def test_a_measured_network_is_gone_with_its_last_name_so_that_the_next_ones_memory_is_its_own():
+    config = step.with_recipe(load_study().run("synth_sysu", "b_ml_cc", 1, 0), width=8, imgs_per_modality=1)
+    gc.disable()
+    try:
+        with step.bench(config, 16, torch.device("cpu")) as full:
+            assert "above the store" in step.memory_of(full)
+            bare = step.Bare(full)
+            bare.step()
+            assert len(full.parts()) == len(step.PARTS)
+            names = [weakref.ref(name) for name in (full, full.model, full.optimiser, full.images, bare, bare.model)]
+        del full, bare
+        assert [name() for name in names] == [None] * len(names)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.02], ids=["far apart", "nearer than the margin"])
+def test_the_loops_over_anchors_are_the_losses_in_value_and_gradient(spread):
+    found = {}
+    for ways in (losses.vectorised, losses.loops):
+        inputs = losses.Inputs(4, 4, 16, 8)
+        inputs.feat.data *= spread
+        leaves = (inputs.feat, inputs.visible, inputs.infrared)
+        for name, value in ways(inputs).items():
+            inputs.run(value)()
+            found.setdefault(name, []).append([value().detach(), *(leaf.grad for leaf in leaves)])
+    assert len(found) == 5
+    for fast, loop in found.values():
+        for ours, other in zip(fast, loop, strict=True):
+            assert (ours is None) == (other is None)
+            if ours is not None:
+                torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_pipelines_stages_are_read_from_the_executed_notebooks_of_the_study_and_of_no_other(tmp_path):
+    names = ("train-synth_sysu-b_cc-t1-s0", "train-synth_regdb-baseline-t1-s0", "train-synth_sysu-b_cc-t1-s77")
+    names += ("tables-synth_sysu", "tables-other", "other")
+    for name, seconds in zip(names, (60.0, 40.0, 7.0, 3.0, 7.0, 7.0), strict=True):
         notebook = {"metadata": {"papermill": {"duration": seconds}}}
         (tmp_path / f"{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     found = {line[0]: line[1:] for line in tables(pipeline.section(True, tmp_path))[0][2:]}
-    assert found["train"] == ["2", "50.0 ± 5.00 s", "100 s"]
-    assert found["tables"][0] == "1"
-    assert found["evaluate"] == ["0", "not run", "not run"]
+    study = load_study().study
+    runs = len(study.variants) * len(study.seeds) * (len(study.sysu) + len(study.regdb) * len(study.trials))
+    assert found["train"] == [f"2 of {runs}", "50.0 ± 5.00 s", "100 s"]
+    assert found["tables"][0] == f"1 of {len(study.datasets)}"
+    assert found["evaluate"] == [f"0 of {runs}", "not run", "not run"]
+
+
+def test_the_notebooks_looked_for_are_those_that_the_pipeline_writes():
+    text = (run.ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    ends = {"train": "-${item.dataset}-${item.variant}-t${item.trial}-s${item.seed}.ipynb"}
+    ends |= {"evaluate": ends["train"], "tables": "-${item.dataset}.ipynb", "figures": "-${item.dataset}.ipynb"}
+    study = load_study()
+    chosen = study.study
+    item = {"dataset": chosen.datasets[0], "variant": chosen.variants[0], "trial": 1, "seed": chosen.seeds[0]}
+    found = pipeline.notebooks(study)
+    assert found.keys() == ends.keys()
+    for stage, end in ends.items():
+        assert f" build/executed/{stage}{end}" in text
+        assert re.sub(r"\$\{item\.(\w+)\}", lambda match: str(item[match[1]]), f"{stage}{end}") in found[stage]
