@@ -8,7 +8,7 @@ matches no query. One ranking of a pool of images serves every gallery drawn fro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -97,7 +97,7 @@ def retrieval_metrics(
     for rows in query_blocks(len(q_pids), len(g_pids)):
         _refuse_nan(distmat[rows], rows.start)
         order = rank_order(distmat[rows], None if ignore is None else ignore[rows])
-        blocks.append(score_queries(order, q_pids[rows], g_pids, members, cmc=cmc))
+        blocks.append(score_queries(order, q_pids[rows], g_pids, members, [cmc])[cmc])
     n_ranks = len(np.unique(g_pids)) if cmc == "identity" else len(g_pids)
     return average(join(blocks), 0, n_ranks)
 
@@ -150,9 +150,8 @@ def score_queries(
     q_pids: Integer[np.ndarray, " Q"],
     g_pids: Integer[np.ndarray, " G"],
     members: Bool[np.ndarray, "T G"],
-    *,
-    cmc: CmcLevel,
-) -> QueryScores:
+    levels: Sequence[CmcLevel],
+) -> dict[CmcLevel, QueryScores]:
     """AP, INP and rank of the first match of each query in each of T galleries that are subsets of one ranked pool.
 
     Args:
@@ -160,16 +159,17 @@ def score_queries(
         q_pids: (Q,) identities of the queries.
         g_pids: (G,) identities of the pool.
         members: (T, G) True where a pool image is in the gallery.
-        cmc: what `first` counts, "identity" or "image".
+        levels: what `first` is to count, "identity", "image" or both.
 
     Returns:
-        QueryScores with arrays (Q, T).
+        For each level QueryScores with arrays (Q, T), the same but for `first`.
 
     Raises:
-        StudyError: `cmc` is another word.
+        StudyError: a level is another word.
     """
-    if cmc not in get_args(CmcLevel):
-        raise StudyError(f"cmc must be 'identity' (SYSU-MM01) or 'image' (RegDB), found {cmc!r}")
+    for level in levels:
+        if level not in get_args(CmcLevel):
+            raise StudyError(f"cmc must be 'identity' (SYSU-MM01) or 'image' (RegDB), found {level!r}")
     (n_query, n_gallery), n_trials = order.shape, len(members)
     pids, codes = np.unique(g_pids, return_inverse=True)  # identities as 0..I-1; "nobody" gets I, an unknown query -1
     place = np.minimum(np.searchsorted(pids, q_pids), len(pids) - 1)
@@ -180,9 +180,9 @@ def score_queries(
     query = at // n_gallery  # (M,)
     has_match, start, n_match = np.unique(query, return_index=True, return_counts=True)  # (V,) each
     ap, inp = np.zeros((n_query, n_trials)), np.zeros((n_query, n_trials))
-    first = np.zeros((n_query, n_trials), dtype=np.int64)
+    first = {level: np.zeros((n_query, n_trials), dtype=np.int64) for level in levels}
     if len(at) == 0:
-        return QueryScores(ap, inp, first)
+        return {level: QueryScores(ap, inp, first[level]) for level in levels}
 
     weight = np.zeros((n_gallery + 1, n_trials), dtype=np.float32)  # last row: nobody
     weight[:-1] = members.T
@@ -198,12 +198,13 @@ def score_queries(
     zeros = np.zeros_like(total)
     ap[has_match] = np.divide(np.add.reduceat(precision, start, axis=0), total, out=zeros.copy(), where=found)
     inp[has_match] = np.divide(total, last, out=zeros, where=found)
-    if cmc == "image":
+    if "image" in levels:
         best = np.minimum.reduceat(np.where(is_member, rank, np.inf), start, axis=0)
-        first[has_match] = np.where(found, best, 0).astype(np.int64)
-    else:
-        first[:] = _identity_ranks(order, q_codes, codes, members)
-    return QueryScores(ap, inp, first)
+        first["image"][has_match] = np.where(found, best, 0).astype(np.int64)
+    if "identity" in levels:
+        ranks = _identity_ranks_of_one if n_trials == 1 else _identity_ranks
+        first["identity"][:] = ranks(order, q_codes, codes, members)
+    return {level: QueryScores(ap, inp, first[level]) for level in levels}
 
 
 def average(scores: QueryScores, trial: int, n_ranks: int) -> RetrievalMetrics:
@@ -304,3 +305,18 @@ def _identity_ranks(order: np.ndarray, q_codes: np.ndarray, codes: np.ndarray, m
         found = (present[row] == q_codes) & (own < n_gallery)
         ranks[:, trial] = np.where(found, (nearest <= own).sum(axis=0), 0)
     return ranks
+
+
+def _identity_ranks_of_one(
+    order: np.ndarray, q_codes: np.ndarray, codes: np.ndarray, members: np.ndarray
+) -> np.ndarray:
+    """`_identity_ranks` for T = 1: a tenth of the time where nothing is shared between galleries."""
+    (n_query, n_gallery), nobody = order.shape, int(codes.max()) + 1
+    by_rank = np.append(np.where(members[0], codes, nobody), nobody)[order]  # (Q, G) identity at each rank
+    nearest = torch.full((n_query, nobody + 1), n_gallery, dtype=torch.int32)  # rank of each identity's first image
+    ranks = torch.arange(n_gallery, dtype=torch.int32).expand(n_query, n_gallery)
+    nearest.scatter_reduce_(1, torch.from_numpy(by_rank), ranks, "amin")
+    of_each = nearest[:, :nobody].numpy()
+    own = of_each[np.arange(n_query), q_codes]  # of whoever it is where the query is unknown, with code -1
+    found = (q_codes >= 0) & (own < n_gallery)
+    return np.where(found, (of_each <= own[:, None]).sum(axis=1), 0)[:, None]

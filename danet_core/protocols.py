@@ -501,15 +501,14 @@ def _score(
 
     One ranking serves all levels of the CMC.
     """
-    scores: dict[CmcLevel, list[QueryScores]] = {level: [] for level in levels}
+    scores = []
     for product in product_blocks(len(query.pids), len(gallery.pids)):
         block = distances(product)
         for part in query_blocks(len(block), len(gallery.pids)):
             rows = slice(product.start + part.start, product.start + part.stop)
             order = rank_order(block[part], None if ignore is None else ignore(rows))
-            for level in levels:
-                scores[level].append(score_queries(order, query.pids[rows], gallery.pids, members, cmc=level))
-    return {level: join(blocks) for level, blocks in scores.items()}
+            scores.append(score_queries(order, query.pids[rows], gallery.pids, members, levels))
+    return {level: join([block[level] for block in scores]) for level in levels}
 
 
 def _members(galleries: Any, n_pool: int, name: str) -> np.ndarray:

@@ -121,11 +121,14 @@ def unit(feat: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
 
 def first_equal(feat: Float[np.ndarray, "N D"]) -> Int[np.ndarray, " N"]:
     """(N,) for each row the index of the first row with the same bytes."""
-    # Rows of one hash are few and compared in full; kept as bytes, all rows would be a second copy of the features.
+    # Rows that begin as no other does are done; of the rest, those of one hash are few and compared in full. Kept as
+    # bytes, all rows would be a second copy of the features.
+    result = np.arange(len(feat))
+    begins = np.ascontiguousarray(feat[:, :1]).view(np.uint8).reshape(len(feat), -1)
+    _, kind, count = np.unique(begins, axis=0, return_inverse=True, return_counts=True)
     rows_of: dict[int, list[int]] = {}
-    result = np.empty(len(feat), dtype=np.int64)
-    for index, row in enumerate(feat):
-        content = row.tobytes()
+    for index in np.flatnonzero(count[kind.reshape(-1)] > 1).tolist():
+        content = feat[index].tobytes()
         firsts = rows_of.setdefault(hash(content), [])
         equal = [first for first in firsts if feat[first].tobytes() == content]
         result[index] = equal[0] if equal else index

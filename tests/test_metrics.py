@@ -140,7 +140,8 @@ def test_scores_equal_the_slow_loops_with_ties_and_ignored_pairs(problem: Any, l
 def test_several_galleries_read_off_one_ranking_equal_each_ranked_alone(problem: Any, level: Any, seed: int) -> None:
     dist, q_pids, g_pids, ignore = problem
     members = np.random.default_rng(seed).random((4, len(g_pids))) < 0.6
-    scores = metrics.score_queries(metrics.rank_order(dist, ignore), q_pids, g_pids, members, cmc=level)
+    order = metrics.rank_order(dist, ignore)
+    scores = metrics.score_queries(order, q_pids, g_pids, members, LEVELS)[level]
     for trial, member in enumerate(members):
         expected = oracles.retrieval(
             dist[:, member],
@@ -150,6 +151,9 @@ def test_several_galleries_read_off_one_ranking_equal_each_ranked_alone(problem:
             level,
             ranks=7,
         )
+        alone = metrics.score_queries(order, q_pids, g_pids, member[None], [level])[level]
+        for part, of_all in zip(alone, scores, strict=True):
+            np.testing.assert_array_equal(part[:, 0], of_all[:, trial])
         if expected is None:
             assert (scores.first[:, trial] == 0).all()
         else:
@@ -237,7 +241,7 @@ DIST, Q_PIDS, G_PIDS = np.array([[0.1, 0.2], [0.3, 0.4]]), np.array([1, 2]), np.
         (lambda: retrieval_metrics(DIST[:0], Q_PIDS[:0], G_PIDS), "0 queries against 2 gallery images"),
         (lambda: retrieval_metrics(np.array([[0.1, 0.2], [np.nan, 1]]), Q_PIDS, G_PIDS), "query 1 and gallery image 0"),
         (
-            lambda: bare(metrics.score_queries)(ORDER, Q_PIDS, G_PIDS, ORDER > 0, cmc="camera"),
+            lambda: bare(metrics.score_queries)(ORDER, Q_PIDS, G_PIDS, ORDER > 0, ["camera"]),
             "'identity' .* 'image' .* found 'camera'",
         ),
         (lambda: bare(retrieval_metrics)(DIST, Q_PIDS[:1], G_PIDS), "q_pids must have one entry per image, 2, found 1"),
