@@ -298,11 +298,18 @@ def _identity_ranks(order: np.ndarray, q_codes: np.ndarray, codes: np.ndarray, m
         images = by_identity[member[by_identity]]
         if len(images) == 0:
             continue
-        present, start = np.unique(codes[images], return_index=True)  # (I,)
-        nearest = np.minimum.reduceat(place[images], start, axis=0)  # (I, Q)
-        row = np.minimum(np.searchsorted(present, q_codes), len(present) - 1)
+        present, start, count = np.unique(codes[images], return_index=True, return_counts=True)  # (I,)
+        largest_first = np.argsort(-count, kind="stable")
+        present, start, count = present[largest_first], start[largest_first], count[largest_first]
+        nearest = place[images[start]]  # (I, Q), lowered by the identities' second images, then the third: whole rows
+        for further in range(1, count[0]):
+            rows = images[start[: (count > further).sum()] + further]
+            np.minimum(nearest[: len(rows)], place[rows], out=nearest[: len(rows)])
+        row_of = np.full(codes.max() + 2, -1)  # the last one is an unknown query's
+        row_of[present] = np.arange(len(present))
+        row = row_of[q_codes]
         own = nearest[row, np.arange(n_query)]
-        found = (present[row] == q_codes) & (own < n_gallery)
+        found = (row >= 0) & (own < n_gallery)
         ranks[:, trial] = np.where(found, (nearest <= own).sum(axis=0), 0)
     return ranks
 
