@@ -20,11 +20,12 @@ a compiled graph, by `torch._assert_async`, which gives the same sentence withou
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from danet_core import INFRARED, VISIBLE
@@ -169,10 +170,12 @@ def cross_modality_center_terms(
             " sample at least two identities with both modalities",
         )
         feat = feat.to(_result_dtype(feat))
-        own, opposite = same & ~across, same & across  # (B, B)
-        centres = _opposite_means(feat if center_gradient else feat.detach(), own, opposite)  # (B, D) c(i)
-        closeness = _opposite_means(_closeness(feat), own, opposite)  # (B, B) of c(i) to f(k), being linear in c
-        nearest = closeness.masked_fill(~others, torch.inf).argmin(1)  # (B,)
+        groups = _Groups(own=same & ~across, opposite=same & across)
+        with torch.no_grad():
+            wide = _centred(feat)
+            closeness = _closeness(groups.means(wide), wide)  # (G, B) of the centres to f(k)
+        nearest = _rows(closeness, groups.opposite).masked_fill(~others, torch.inf).argmin(1)  # (B,)
+        centres = _rows(groups.means(feat if center_gradient else feat.detach()), groups.opposite)  # (B, D) c(i)
         pull = _distance(feat, centres).mean()
         push = (margin - _distance(centres, _rows(feat, nearest))).clamp(min=0).mean()
         return CenterTerms(pull, push)
@@ -276,7 +279,9 @@ _ONE_MODALITY = (
 
 def _hinge_triplet(feat: Tensor, *, positives: Tensor, negatives: Tensor, margin: float) -> Tensor:
     feat = feat.to(_result_dtype(feat))
-    closeness = _closeness(feat)  # (B, B)
+    with torch.no_grad():
+        wide = _centred(feat)
+        closeness = _closeness(wide, wide)  # (B, B)
     farthest = closeness.masked_fill(~positives, -torch.inf).argmax(1)  # (B,)
     nearest = closeness.masked_fill(~negatives, torch.inf).argmin(1)  # (B,)
     to_positive = _distance(feat, _rows(feat, farthest))
@@ -284,35 +289,69 @@ def _hinge_triplet(feat: Tensor, *, positives: Tensor, negatives: Tensor, margin
     return (margin - to_negative + to_positive).clamp(min=0).mean()
 
 
-def _closeness(feat: Tensor) -> Tensor:
-    """(B, B) to choose pairs by: row i is in the order of the distances from f(i). No gradient.
+def _centred(feat: Tensor) -> Tensor:
+    """(B, D) the features in float64, measured from their mean."""
+    wide = feat.to(_wide_dtype(feat), copy=True)
+    wide -= wide.mean(0)  # in place: fresh memory for a second copy takes longer than a product
+    return wide
 
-    It is half the squared distance less the row's own share of it, |f(k)|^2 / 2 - f(i).f(k), measured from the mean.
+
+def _closeness(points: Tensor, wide: Tensor) -> Tensor:
+    """(P, B) to choose by: row p is in the order of the distances from point p to the rows of `wide`.
+
+    It is half the squared distance less the point's own share of it, |f(k)|^2 / 2 - p.f(k).
     """
-    with torch.no_grad():
-        wide = feat.to(_wide_dtype(feat), copy=True)
-        wide -= wide.mean(0)  # in place: fresh memory for a second copy takes longer than the product
-        return wide.square().sum(1) / 2 - wide @ wide.T
+    return torch.linalg.vector_norm(wide, dim=1).square() / 2 - points @ wide.T
 
 
-def _opposite_means(table: Tensor, own: Tensor, opposite: Tensor) -> Tensor:
-    """(B, D) for each image the mean row of `table` (B, D) over its identity in the other modality.
+class _Groups:
+    """The groups of a batch: images of one identity in one modality, known by the first of them.
 
-    A group (identity, modality) is known by its first image; an embedding bag takes the mean of each group's rows.
-    That is linear in B, exact in float32 whatever TF32 says, and its gradient is deterministic.
+    There are G rows of means, one for each group; where counting the groups would stall the queue, one for each image,
+    and zeros for an image that is not the first of its group.
     """
-    group = own.int().argmax(1)  # (B,) first image of the same identity and modality
-    members = group.argsort(stable=True)  # (B,) images, group after group
-    start = torch.searchsorted(group[members], torch.arange(len(group), device=group.device))  # (B,)
-    means = functional.embedding_bag(members, table, start, mode="mean")  # (B, D) row of a first image: its group's
-    return _rows(means, opposite.int().argmax(1))
+
+    def __init__(self, *, own: Tensor, opposite: Tensor) -> None:
+        first = own.int().argmax(1)  # (B,) first image of the same identity and modality
+        free = own.device.type == "cpu" and not torch.compiler.is_compiling()
+        known_by = first.unique() if free else torch.arange(len(first), device=first.device)  # (G,)
+        self._members = first.argsort(stable=True)  # (B,) images, group after group
+        self._start = torch.searchsorted(first[self._members], known_by)  # (G,)
+        self.opposite = torch.searchsorted(known_by, opposite.int().argmax(1))  # (B,) group of the other modality
+
+    def means(self, table: Tensor) -> Tensor:
+        """(G, D) the mean row of `table` (B, D) over each group.
+
+        An embedding bag takes it: linear in B, exact in float32 whatever TF32 says, with a deterministic gradient.
+        """
+        return functional.embedding_bag(self._members, table, self._start, mode="mean")
+
+
+class _Distance(torch.autograd.Function):
+    """Euclidean distances of the rows of two (B, D) matrices.
+
+    Its gradient is written out because autograd's goes over the batch several times as often.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
+        apart = left - right
+        distance = apart.square().sum(1).sqrt()
+        ctx.save_for_backward(apart, distance)
+        return distance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        apart, distance = ctx.saved_tensors
+        share = (gradient / distance).masked_fill(distance == 0, 0)  # asked this way round, NaN stays NaN
+        left = apart * share[:, None]
+        return left, -left
 
 
 def _distance(left: Tensor, right: Tensor) -> Tensor:
     """(B,) Euclidean distances of the rows, with gradient zero where a distance is zero."""
-    square = (left - right).square().sum(1)
-    zero = square == 0  # asked this way round, NaN stays NaN
-    return square.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
+    return _Distance.apply(left, right)
 
 
 def _rows(table: Tensor, index: Tensor) -> Tensor:

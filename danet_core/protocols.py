@@ -272,13 +272,12 @@ def evaluate_regdb_settings(
     thermal, visible = Images.of(t_feat, t_pids, "t"), Images.of(v_feat, v_pids, "v")
     levels: list[CmcLevel] = ["image", "identity"]
     one_matrix = distance == "cosine" and rerank is None and len(thermal.pids) * len(visible.pids) <= WIDEST_PRODUCT
-    ways = both_ways(thermal, visible) if one_matrix else None
+    sides = {"thermal_to_visible": (thermal, visible), "visible_to_thermal": (visible, thermal)}
+    shared = dict(zip(sides, both_ways(thermal, visible), strict=True)) if one_matrix else {}
     # what one direction is ranked by is let go before the other's is made
     return {
-        name: _regdb(*sides, levels, ways[number] if ways else _distances(*sides, distance, rerank), ranks)
-        for number, (name, sides) in enumerate(
-            {"thermal_to_visible": (thermal, visible), "visible_to_thermal": (visible, thermal)}.items()
-        )
+        name: _regdb(query, gallery, levels, shared.get(name) or _distances(query, gallery, distance, rerank), ranks)
+        for name, (query, gallery) in sides.items()
     }
 
 

@@ -35,13 +35,19 @@ def deterministic(seed: int, *, tf32: bool = False) -> Iterator[None]:
 
     The global generator only initialises layers; training draws from generators of its own. Without `tf32` float32 is
     float32 on a GPU too, where torch would round the products of convolutions to TF32.
+
+    New memory is not filled first, as torch does for whoever looks for code that reads what nothing wrote: it costs a
+    pass over each new tensor.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark, torch.get_num_threads()
     rounding = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch_checks = torch.utils.deterministic  # its attribute is made at import, where type checkers do not see it
+    filled = torch_checks.fill_uninitialized_memory  # type: ignore[attr-defined]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         torch.use_deterministic_algorithms(True)
+        torch_checks.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False
         torch.set_num_threads(_threads())
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -49,6 +55,7 @@ def deterministic(seed: int, *, tf32: bool = False) -> Iterator[None]:
             yield
         finally:
             torch.use_deterministic_algorithms(before[0])
+            torch_checks.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
             torch.backends.cudnn.benchmark = before[1]
             torch.set_num_threads(before[2])
             torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = rounding

@@ -127,6 +127,21 @@ def test_float32_rounds_nothing_to_tf32_and_the_callers_settings_come_back():
     assert settings() == before
 
 
+def test_memory_is_not_filled_before_it_is_written_and_the_callers_setting_comes_back():
+    def filled() -> bool:
+        return bool(torch.empty(64).isnan().all())  # what torch fills with
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        torch.empty(64).zero_()
+        with deterministic(0):
+            torch.empty(64).zero_()  # the memory that the next one gets
+            assert not filled()
+        assert filled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_a_batch_that_does_not_fit_the_device_names_the_parameter_to_lower(project, tmp_path, monkeypatch):
     def full(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
