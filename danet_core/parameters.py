@@ -375,9 +375,18 @@ class Checkpoints:
     """How often a run saves what it can be resumed from; its weights do not depend on it."""
 
     every_epochs: int
+    share_of_time: float  # that saving takes at most, of training and saving
 
     def __post_init__(self) -> None:
         require(self.every_epochs >= 1, "every_epochs", self.every_epochs, "a whole number of at least 1")
+        require(0 < self.share_of_time <= 1, "share_of_time", self.share_of_time, "above 0 and at most 1")
+
+    def due(self, epochs: int, saving: float, since: float) -> bool:
+        """Whether to save after so many epochs.
+
+        The last checkpoint took `saving` seconds and was whole `since` seconds ago; of none, both are 0.
+        """
+        return epochs % self.every_epochs == 0 and saving <= self.share_of_time * (saving + since)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,7 +94,7 @@ def recorded_config(record: Any, path: Path) -> RunConfig:
             config["trial"],
             config["seed"],
             Evaluation(trials=1, ranks=20, batch_size=_BATCH, metric="cosine", galleries="rand_perm", rerank=None),
-            Checkpoints(every_epochs=1),
+            Checkpoints(every_epochs=1, share_of_time=1),
         )
     except ConfigError as error:
         raise StudyError(f"{error}; the run is of another version of the study: train it again, `dvc repro`") from None

@@ -351,6 +351,7 @@ def _fit(
     if recipe.compile:
         model.compile()
     network = team.network(LossesOf(model, config, team), recipe.batch_norm)
+    saving, saved = 0.0, time.perf_counter()  # what the last checkpoint took, and when it was whole
     for epoch in range(len(history), config.epochs):
         rate = recipe.lr * recipe.decay ** sum(epoch >= milestone for milestone in config.milestones)
         for group in optimiser.param_groups:
@@ -362,9 +363,13 @@ def _fit(
         team.share_buffers(model, recipe.batch_norm)
         _require_finite(model, epoch)
         stop = team.any(told_to_stop())
-        if stop or (epoch + 1) % config.checkpoints.every_epochs == 0 or epoch + 1 == config.epochs:
+        started = time.perf_counter()
+        due = team.any(team.first and config.checkpoints.due(epoch + 1, saving, started - saved))
+        if stop or due or epoch + 1 == config.epochs:
             state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "history": history}
             team.from_first(save_checkpoint, folder, {"made_with": kind, **state})
+            saved = time.perf_counter()
+            saving = saved - started
         log(epoch_line(history[-1], config.epochs))
         if stop:
             raise StudyError(

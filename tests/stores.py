@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from danet_core.config import RunConfig, load_study
-from danet_core.parameters import Image
+from danet_core.parameters import Checkpoints, Image
 from data_prep.store_writer import StoreWriter
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
@@ -31,7 +31,7 @@ def small_config(
     config = load_study(PARAMS).run(dataset, variant, trial, seed)
     changed = dataclasses.replace(config.dataset.recipe, **{**small, **recipe})
     row = dataclasses.replace(config.dataset, recipe=changed, image=Image(32, 16))
-    return dataclasses.replace(config, dataset=row)
+    return dataclasses.replace(config, dataset=row, checkpoints=Checkpoints(every_epochs=1, share_of_time=1))
 
 
 def make_store(root: Path, layout: str, identities: int = 6, per_camera: int = 3, *, height: int = 32, width: int = 16):

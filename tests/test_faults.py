@@ -262,7 +262,7 @@ def test_a_checkpoints_code_is_the_modules_that_the_train_stage_lists() -> None:
 
 def test_checkpoints_are_written_every_so_many_epochs_and_after_the_last(project: Path, tmp_path: Path) -> None:
     plain = small_config(epochs=5)
-    config = dataclasses.replace(plain, checkpoints=Checkpoints(every_epochs=2))
+    config = dataclasses.replace(plain, checkpoints=Checkpoints(every_epochs=2, share_of_time=1))
     assert config.resolved() == plain.resolved()
     folder = RunFolder.of(config, tmp_path / "runs", tmp_path / "build")
     kept: list[int] = []
@@ -275,6 +275,30 @@ def test_checkpoints_are_written_every_so_many_epochs_and_after_the_last(project
     assert kept == [0, 2, 2, 4, 5]
 
 
+def test_saving_takes_no_more_than_its_share_of_the_time() -> None:
+    rarely = Checkpoints(every_epochs=1, share_of_time=0.02)
+    assert rarely.due(1, 0.0, 0.0)  # nothing saved yet, so nothing is known of what it takes
+    assert not rarely.due(2, 1.0, 48.9)
+    assert rarely.due(2, 1.0, 49.1)  # 1 s of 50.1
+    assert not Checkpoints(every_epochs=2, share_of_time=0.02).due(3, 1.0, 49.1)
+    assert Checkpoints(every_epochs=1, share_of_time=1).due(2, 1.0, 0.0)
+
+
+def test_a_run_whose_saving_takes_long_saves_its_first_and_last_epochs_and_few_between(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(folder: RunFolder, state: dict[str, Any]) -> None:
+        save_checkpoint(folder, state)
+        saved.append(len(state["history"]))
+        time.sleep(2)
+
+    saved: list[int] = []
+    monkeypatch.setattr("danet_core.train.save_checkpoint", slowly)
+    config = dataclasses.replace(small_config(epochs=5), checkpoints=Checkpoints(every_epochs=1, share_of_time=0.02))
+    run(project, config, tmp_path)
+    assert saved == [1, 5]
+
+
 # ---------------------------------------------------------------- SIGTERM
 
 
@@ -282,7 +306,7 @@ def test_a_run_told_to_stop_ends_after_the_epoch_with_its_checkpoint_and_a_sente
     project: Path, two_seconds: tuple[RunConfig, RunFolder, float], tmp_path: Path
 ) -> None:
     config, whole, _ = two_seconds
-    rarely = dataclasses.replace(config, checkpoints=Checkpoints(every_epochs=100))
+    rarely = dataclasses.replace(config, checkpoints=Checkpoints(every_epochs=100, share_of_time=1))
     child = start(project, rarely, tmp_path, pause=0.2)
     wait_for(tmp_path / "log", child)
     for _ in range(2):  # from the scheduler, and from the notebook's runner, which got it too
@@ -398,4 +422,5 @@ def test_no_code_of_the_study_unpickles_a_file() -> None:
 
 
 def test_the_checkpoint_interval_stands_in_params() -> None:
-    assert load_study(ROOT / "params.yaml").checkpoints.every_epochs == 1
+    listed = yaml.safe_load((ROOT / "params.yaml").read_text())["checkpoints"]
+    assert dataclasses.asdict(load_study(ROOT / "params.yaml").checkpoints) == listed
