@@ -213,6 +213,14 @@ def test_a_run_prints_lines_uses_this_interpreter_and_writes_the_executed_copy(t
     assert executed.cells[-1].outputs[0].text == "no line end"
 
 
+def test_garbage_is_collected_from_the_second_cell_on(tmp_path: Path) -> None:
+    notebook = tmp_path / "a.ipynb"
+    cells = [new_code_cell("import gc\nprint(gc.isenabled())"), new_code_cell("print(gc.isenabled())")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), notebook)
+    status, stdout, stderr = finish(start(notebook, tmp_path / "b.ipynb"))
+    assert (status, stdout.split(), stderr) == (0, ["False", "True"], "")
+
+
 def test_a_failing_cell_leaves_the_old_output_and_a_failed_copy(tmp_path: Path) -> None:
     raising = "from danet_core.files import StudyError\nif seed: raise StudyError('data/x is missing; make it')"
     notebook, output = write(tmp_path / "a.ipynb", raising), tmp_path / "b.ipynb"
