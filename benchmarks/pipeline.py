@@ -1,19 +1,24 @@
-"""`make repro` by stage, from the durations that papermill left in the study's executed notebooks."""
+"""`make repro` by stage, from the durations that its stages left behind."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.measure import Times, main, page, table
 from danet_core.config import Study, load_study
+from danet_core.durations import duration
 from danet_core.files import read_json
 from tools import ROOT
 
+STAGES = ("prepare", "pack", "weights", "train", "evaluate", "tables", "figures", "section", "report")
+BY_RUN = ("train", "evaluate")  # the report is of all data sets, the others are by data set
 
-def notebooks(study: Study) -> dict[str, list[str]]:
-    """The executed notebooks of the study in params.yaml by stage, as dvc.yaml names them; others may lie there too."""
+
+def stages(study: Study) -> Mapping[str, list[str]]:
+    """What runs for the study in params.yaml, by stage in the order of dvc.yaml; other runs may lie there too."""
     chosen = study.study
     runs = [
         f"{name}-{study.run(name, variant, trial, seed).name}"
@@ -22,29 +27,33 @@ def notebooks(study: Study) -> dict[str, list[str]]:
         for variant in chosen.variants
         for seed in chosen.seeds
     ]
-    stages = {"train": runs, "evaluate": runs, "tables": chosen.datasets, "figures": chosen.datasets}
-    return {stage: [f"{stage}-{name}.ipynb" for name in names] for stage, names in stages.items()}
+    named = {stage: [f"{stage}-{item}" for item in (runs if stage in BY_RUN else chosen.datasets)] for stage in STAGES}
+    return named | {"report": ["report"]}
 
 
-def durations(paths: list[Path]) -> list[float]:
-    """Seconds of those notebooks that are there and were executed to the end."""
-    seconds = [read_json(path)["metadata"].get("papermill", {}).get("duration") for path in paths if path.exists()]
-    return [float(value) for value in seconds if value is not None]
+def seconds(name: str, root: Path) -> float | None:
+    """What papermill noted in the executed notebook of that name, or the command itself; None for what never ran."""
+    notebook = root / "build/executed" / f"{name}.ipynb"
+    if not notebook.exists():
+        return duration(name, root)
+    found = read_json(notebook)["metadata"].get("papermill", {}).get("duration")
+    return None if found is None else float(found)
 
 
-def section(tiny: bool, folder: Path = ROOT / "build/executed") -> str:
+def section(tiny: bool, root: Path = ROOT) -> str:
     del tiny  # it only reads what is there
     rows: list[tuple[object, ...]] = []
-    for stage, names in notebooks(load_study(ROOT / "params.yaml")).items():
-        found = durations([folder / name for name in names])
+    for stage, names in stages(load_study(ROOT / "params.yaml")).items():
+        found = [took for took in (seconds(name, root) for name in names) if took is not None]
         took = (Times(np.array(found)), f"{sum(found):.0f} s") if found else ("not run", "not run")
         rows.append((stage, f"{len(found)} of {len(names)}", *took))
     return page(
         "## `make repro` by stage",
-        """As each notebook of the study in params.yaml took when it was last run on this machine, kernel included. The
-        stages that are no notebook leave no record and are left out, above all prepare (rendering) and pack, whose
-        rates stand above, weights (the pretraining of the stand-in) and the report's.""",
-        table(("stage", "notebooks", "each", "together"), rows),
+        """As each run of a stage of the study in params.yaml took when it was last made on this machine, a notebook's
+        kernel included. Prepare renders, weights is the pretraining of the stand-in, section and report make the page.
+        Left out: setting up, DVC's own work and each interpreter's start between the stages, and the two stages that
+        only rewrite text (notebooks, readme).""",
+        table(("stage", "runs", "each", "together"), rows),
     )
 
 

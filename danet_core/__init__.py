@@ -1,7 +1,8 @@
 """DANet: dual-level alignment for visible-infrared person re-identification, reproduced.
 
 The modules, in the order in which data flow through them:
-    what a run is      config (params.yaml), parameters (its rows), strict (how it is read), files, repro, precision
+    what a run is      config (params.yaml), parameters (its rows), strict (how it is read), files, repro, precision,
+                       durations
     data               images, store, sampler, augment
     the method         backbone, model, losses (slow: the same as loops), parallel, train, record, runs
     scores of a run    metrics, similarity, rerank, protocols, distances, probe, ranking, extremes, evaluate

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from danet_core.durations import timed
 from danet_core.files import StudyError
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _prepare(study: Study, options: argparse.Namespace) -> int:
     from data_prep.prepare import prepare
 
-    reading = prepare(study.dataset(options.dataset), allow_partial=options.allow_partial)
+    with timed(f"prepare-{options.dataset}", Path()):
+        reading = prepare(study.dataset(options.dataset), allow_partial=options.allow_partial)
     for warning in reading.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{options.dataset}: {len(reading.manifest):,} images prepared")
@@ -50,7 +52,8 @@ def _prepare(study: Study, options: argparse.Namespace) -> int:
 def _pack(study: Study, options: argparse.Namespace) -> int:
     from data_prep.pack import pack
 
-    meta = pack(study.dataset(options.dataset), workers=options.workers)
+    with timed(f"pack-{options.dataset}", Path()):
+        meta = pack(study.dataset(options.dataset), workers=options.workers)
     print(
         f"{options.dataset}: {meta['n']:,} images packed at {meta['height']}x{meta['width']}, sha256 "
         f"{meta['content_sha256'][:16]}"
@@ -97,7 +100,8 @@ def _weights(study: Study, options: argparse.Namespace) -> int:
     from data_prep.weights import make_weights
 
     out = Path("data/weights") / f"{options.dataset}.safetensors"
-    make_weights(study.dataset(options.dataset), study.pretraining, out)
+    with timed(f"weights-{options.dataset}", Path()):
+        make_weights(study.dataset(options.dataset), study.pretraining, out)
     print(f"{out} written")
     return 0
 

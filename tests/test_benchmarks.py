@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import re
+import time
 import weakref
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from benchmarks import losses, pipeline, run, step
 from benchmarks.measure import Times, growth, interleaved, page, table
 from danet_core.config import load_study
+from danet_core.durations import timed
 
 QUANTITY = r"\d[\d,.]* ± \d[\d,.]* (s|ms|us)"
 
@@ -128,29 +132,42 @@ def test_the_loops_over_anchors_are_the_losses_in_value_and_gradient(spread):
                 torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-5)
 
 
-def test_the_pipelines_stages_are_read_from_the_executed_notebooks_of_the_study_and_of_no_other(tmp_path):
+def test_the_pipelines_stages_are_read_from_what_the_study_left_and_no_other(tmp_path):
+    folder = tmp_path / "build/executed"
+    folder.mkdir(parents=True)
     names = ("train-synth_sysu-b_cc-t1-s0", "train-synth_regdb-baseline-t1-s0", "train-synth_sysu-b_cc-t1-s77")
     names += ("tables-synth_sysu", "tables-other", "other")
     for name, seconds in zip(names, (60.0, 40.0, 7.0, 3.0, 7.0, 7.0), strict=True):
         notebook = {"metadata": {"papermill": {"duration": seconds}}}
-        (tmp_path / f"{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+        (folder / f"{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    for stage in ("pack-synth_sysu", "pack-other"):
+        with timed(stage, tmp_path):
+            time.sleep(0.25)
+    with contextlib.suppress(KeyError), timed("pack-synth_regdb", tmp_path):
+        raise KeyError
     found = {line[0]: line[1:] for line in tables(pipeline.section(True, tmp_path))[0][2:]}
     study = load_study().study
     runs = len(study.variants) * len(study.seeds) * (len(study.sysu) + len(study.regdb) * len(study.trials))
     assert found["train"] == [f"2 of {runs}", "50.0 ± 5.00 s", "100 s"]
     assert found["tables"][0] == f"1 of {len(study.datasets)}"
     assert found["evaluate"] == [f"0 of {runs}", "not run", "not run"]
+    assert found["pack"][0] == f"1 of {len(study.datasets)}"
+    assert 250 <= float(found["pack"][1].split()[0]) < 1000
+    assert found["report"] == ["0 of 1", "not run", "not run"]
 
 
-def test_the_notebooks_looked_for_are_those_that_the_pipeline_writes():
+def test_the_stages_looked_for_are_those_that_the_pipeline_has_and_their_notebooks_those_it_writes():
     text = (run.ROOT / "dvc.yaml").read_text(encoding="utf-8")
     ends = {"train": "-${item.dataset}-${item.variant}-t${item.trial}-s${item.seed}.ipynb"}
     ends |= {"evaluate": ends["train"], "tables": "-${item.dataset}.ipynb", "figures": "-${item.dataset}.ipynb"}
     study = load_study()
     chosen = study.study
     item = {"dataset": chosen.datasets[0], "variant": chosen.variants[0], "trial": 1, "seed": chosen.seeds[0]}
-    found = pipeline.notebooks(study)
-    assert found.keys() == ends.keys()
+    found = pipeline.stages(study)
+    listed = dict.fromkeys(re.sub("_(sysu|regdb)$", "", stage) for stage in yaml.safe_load(text)["stages"])
+    assert [stage for stage in listed if stage in found] == list(found)
+    assert listed.keys() - found.keys() == {"notebooks", "readme", "readings", "readings_train", "readings_score"}
     for stage, end in ends.items():
         assert f" build/executed/{stage}{end}" in text
-        assert re.sub(r"\$\{item\.(\w+)\}", lambda match: str(item[match[1]]), f"{stage}{end}") in found[stage]
+        name = re.sub(r"\$\{item\.(\w+)\}", lambda match: str(item[match[1]]), f"{stage}{end}")
+        assert name.removesuffix(".ipynb") in found[stage]

@@ -39,6 +39,7 @@ ENTRY = {
 KIND = {"readings_train": "train", "readings_score": "evaluate"}
 PLUMBING = {
     "danet_core/__init__.py",
+    "danet_core/durations.py",
     "danet_core/files.py",
     "data_prep/__init__.py",
     "tools/__init__.py",

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from danet_core.config import load_study
+from danet_core.durations import timed
 from danet_core.files import StudyError, atomic_write_text
 from danet_core.page import page, section
 from tools import ROOT
@@ -24,7 +25,8 @@ from tools.command import command
 def write_section(root: Path, dataset: str) -> Path:
     """Write one data set's part of the report; the path written."""
     path = _section_path(root, dataset)
-    atomic_write_text(path, section(load_study(root / "params.yaml"), dataset, root))
+    with timed(f"section-{dataset}", root):
+        atomic_write_text(path, section(load_study(root / "params.yaml"), dataset, root))
     return path
 
 
@@ -41,7 +43,8 @@ def write_page(root: Path) -> Path:
             raise StudyError(f"{path} is missing; `python -m tools.report section {dataset}` makes it")
         sections[dataset] = path.read_text(encoding="utf-8")
     target = root / "results" / "report.html"
-    atomic_write_text(target, page(study, sections))
+    with timed("report", root):
+        atomic_write_text(target, page(study, sections))
     return target
 
 
