@@ -50,7 +50,8 @@ def section(tiny: bool, root: Path = ROOT) -> str:
     return page(
         "## `make repro` by stage",
         """As each run of a stage of the study in params.yaml took when it was last made on this machine, a notebook's
-        kernel included. Prepare renders, weights is the pretraining of the stand-in, section and report make the page.
+        kernel included; one whose results came with the clone, nothing they depend on having changed, was not run.
+        Prepare renders, weights is the pretraining of the stand-in, section and report make the page.
         Left out: setting up, DVC's own work and each interpreter's start between the stages, and the two stages that
         only rewrite text (notebooks, readme).""",
         table(("stage", "runs", "each", "together"), rows),
