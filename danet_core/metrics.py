@@ -174,7 +174,8 @@ def score_queries(
     pids, codes = np.unique(g_pids, return_inverse=True)  # identities as 0..I-1; "nobody" gets I, an unknown query -1
     place = np.minimum(np.searchsorted(pids, q_pids), len(pids) - 1)
     q_codes = np.where(pids[place] == q_pids, place, -1)
-    match = np.append(codes, len(pids))[order] == q_codes[:, None]  # (Q, G)
+    by_rank = np.append(codes, len(pids))[order]  # (Q, G) identity at each rank
+    match = by_rank == q_codes[:, None]  # (Q, G)
 
     at = np.flatnonzero(match)  # (M,) every match of every query, in rank order
     query = at // n_gallery  # (M,)
@@ -186,7 +187,11 @@ def score_queries(
 
     weight = np.zeros((n_gallery + 1, n_trials), dtype=np.float32)  # last row: nobody
     weight[:-1] = members.T
-    rank = _ranks_of_matches(order, at, query, weight)  # (M, T) images of the gallery up to and including the match
+    # (M, T) images of the gallery up to and including the match
+    if members.all() and order.max() < n_gallery:
+        rank = np.repeat(at[:, None] % n_gallery + 1.0, n_trials, axis=1)
+    else:
+        rank = _ranks_of_matches(order, at, query, weight)
     member = weight[order.ravel()[at]].astype(np.float64)  # (M, T) 1 where the match is in the gallery
     hits = np.cumsum(member, axis=0)
     hits -= np.repeat(hits[start] - member[start], n_match, axis=0)  # (M, T) matches so far, of the same query
@@ -202,8 +207,12 @@ def score_queries(
         best = np.minimum.reduceat(np.where(is_member, rank, np.inf), start, axis=0)
         first["image"][has_match] = np.where(found, best, 0).astype(np.int64)
     if "identity" in levels:
-        ranks = _identity_ranks_of_one if n_trials == 1 else _identity_ranks
-        first["identity"][:] = ranks(order, q_codes, codes, members)
+        if n_trials == 1:
+            if not members.all():
+                by_rank = np.append(np.where(members[0], codes, len(pids)), len(pids))[order]
+            first["identity"][:] = _identity_ranks_of_one(by_rank, q_codes, len(pids))
+        else:
+            first["identity"][:] = _identity_ranks(order, q_codes, codes, members)
     return {level: QueryScores(ap, inp, first[level]) for level in levels}
 
 
@@ -314,12 +323,9 @@ def _identity_ranks(order: np.ndarray, q_codes: np.ndarray, codes: np.ndarray, m
     return ranks
 
 
-def _identity_ranks_of_one(
-    order: np.ndarray, q_codes: np.ndarray, codes: np.ndarray, members: np.ndarray
-) -> np.ndarray:
-    """`_identity_ranks` for T = 1: a tenth of the time where nothing is shared between galleries."""
-    (n_query, n_gallery), nobody = order.shape, int(codes.max()) + 1
-    by_rank = np.append(np.where(members[0], codes, nobody), nobody)[order]  # (Q, G) identity at each rank
+def _identity_ranks_of_one(by_rank: np.ndarray, q_codes: np.ndarray, nobody: int) -> np.ndarray:
+    """`_identity_ranks` for T = 1, from the identity at each rank; a tenth of the time where nothing is shared."""
+    n_query, n_gallery = by_rank.shape
     nearest = torch.full((n_query, nobody + 1), n_gallery, dtype=torch.int32)  # rank of each identity's first image
     ranks = torch.arange(n_gallery, dtype=torch.int32).expand(n_query, n_gallery)
     nearest.scatter_reduce_(1, torch.from_numpy(by_rank), ranks, "amin")

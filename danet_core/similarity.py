@@ -58,24 +58,34 @@ def streamed(query: Images, gallery: Images, distance: Distance = "cosine") -> D
     _refuse_no_pairs(query, gallery)
     q_feat, g_feat = query.feat, gallery.feat
     if distance == "cosine":
-        g_part, centre, offset = unit(g_feat), np.zeros(1), 0
-    elif distance == "euclidean":
+        return _multiplied(lambda rows: unit(q_feat[rows]), unit(g_feat), 0)
+    if distance == "euclidean":
         centre = g_feat.mean(axis=0, dtype=np.float64)
         g_part = g_feat - centre
-        offset = np.einsum("gd,gd->g", g_part, g_part) / 2
-    else:
-        raise StudyError(f"distance must be 'cosine' or 'euclidean', found {distance!r}")
-    same = first_equal(g_part)
-    all_differ = bool((same == np.arange(len(same))).all())
+        return _multiplied(lambda rows: q_feat[rows] - centre, g_part, np.einsum("gd,gd->g", g_part, g_part) / 2)
+    raise StudyError(f"distance must be 'cosine' or 'euclidean', found {distance!r}")
+
+
+def _multiplied(q_part: Callable[[slice], np.ndarray], g_part: np.ndarray, offset: np.ndarray | int) -> Distances:
+    """`offset` less the products of the queries' rows with the gallery's."""
+    as_one = _equal_columns(g_part)
 
     def distances(rows: slice) -> np.ndarray:
-        q_part = unit(q_feat[rows]) if distance == "cosine" else q_feat[rows] - centre
-        block = q_part @ g_part.T
+        block = q_part(rows) @ g_part.T
         np.subtract(offset, block, out=block)
-        # A matrix product may round equal columns differently, by their place in it; equal features must tie.
-        return block if all_differ else block[:, same]
+        return as_one(block)
 
     return distances
+
+
+def _equal_columns(feat: Float[np.ndarray, "N D"]) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes the columns of a block of distances from `feat` equal where its rows are.
+
+    A matrix product may round equal columns differently, by their place in it; equal features must tie.
+    """
+    same = first_equal(feat)
+    all_differ = bool((same == np.arange(len(same))).all())
+    return lambda block: block if all_differ else block[:, same]
 
 
 def both_ways(first: Images, second: Images) -> tuple[Distances, Distances]:
@@ -83,18 +93,15 @@ def both_ways(first: Images, second: Images) -> tuple[Distances, Distances]:
 
     All pairs are held: meant for at most WIDEST_PRODUCT of them.
     """
-    forth = streamed(first, second)
+    _refuse_no_pairs(first, second)
+    first_unit = unit(first.feat)
+    forth = _multiplied(first_unit.__getitem__, unit(second.feat), 0)
     matrix = np.empty((len(first.pids), len(second.pids)), np.result_type(first.feat, second.feat))
     for rows in product_blocks(*matrix.shape):
         matrix[rows] = forth(rows)
-    same = first_equal(unit(first.feat))
-    all_differ = bool((same == np.arange(len(same))).all())
-
-    def back(rows: slice) -> np.ndarray:
-        block = np.ascontiguousarray(matrix.T[rows])  # a sort of columns would be slow
-        return block if all_differ else block[:, same]
-
-    return matrix.__getitem__, back
+    as_one = _equal_columns(first_unit)
+    # A sort of columns would be slow.
+    return matrix.__getitem__, lambda rows: as_one(np.ascontiguousarray(matrix.T[rows]))
 
 
 def product_blocks(n_query: int, n_gallery: int) -> Iterator[slice]:
