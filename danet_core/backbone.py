@@ -1,19 +1,17 @@
-"""ResNet trunks with the last stride set to 1, of one stream or with one of the other two entrances.
+"""ResNet without pooling and classifier, last stride 1.
 
-Layers and parameter names are torchvision's, so that its ImageNet weights load as they are and the tests can compare
-the two; importing torchvision itself costs every notebook that needs a network more than torch does. `width` below 64
-gives the narrow networks of the embedded benchmark. The ways in, Wu et al. 2017's base methods (ICCV, SYSU-MM01):
-    one           every image through the same layers
-    two           conv1 and bn1 for each modality, every later layer shared
-    zero_padding  two input channels, the first for visible grey, the second for infrared; the absent one is 0
-All of them start from the same weights of one stream: `two` from conv1 and bn1 twice, `zero_padding` from the sum of
-conv1's filters over colours for both channels, which answers a grey image nearly as before: not quite, because the
-three colours are normalised by numbers of their own.
+Layers and parameter names are torchvision's, so that its ImageNet weights load unchanged. `width` below 64 gives the
+narrow networks of the embedded benchmark. The stem decides how images enter:
+    one            every image through the same layers (the paper)
+    two            conv1 and bn1 for each modality, all later layers shared
+    zero_padding   two input channels, visible gray and infrared gray; the absent one is 0
+`two` and `zero_padding` are simple baselines of the paper's Table 1. Source: Wu et al., ICCV 2017 (SYSU-MM01).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -22,8 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from danet_core import INFRARED, VISIBLE
-from danet_core.files import StudyError
-from danet_core.parameters import Streams
+
+Stem = Literal["one", "two", "zero_padding"]
+LUMA = (0.299, 0.587, 0.114)  # red, green, blue in gray; ITU-R BT.601
 
 
 class BasicBlock(nn.Module):
@@ -80,42 +79,27 @@ ARCHITECTURES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, i
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
 }
-STRIDES = (
-    1,
-    2,
-    2,
-    1,
-)  # the fourth is 2 in torchvision; the paper sets "the stride size of the last convolutional layer" to 1
-LUMA = (0.299, 0.587, 0.114)  # red, green, blue in grey; ITU-R BT.601
+STRIDES = (1, 2, 2, 1)  # the last is 2 in torchvision; the paper: "the stride size of the last convolutional layer"
 
 
 class ResNet(nn.Module):
-    """ResNet without pooling and classifier: images (B, 3, H, W) to feature maps (B, out_channels, H / 16, W / 16).
+    """Images (B, 3, H, W) to feature maps (B, out_channels, H / 16, W / 16).
 
-    Args:
-        name: one of ARCHITECTURES.
-        width: channels of the first stage; 64 is torchvision's network.
-        streams: how images enter, see above; all but "one" need their modalities.
-
-    Raises StudyError for an unknown name.
+    Args: name: one of ARCHITECTURES. width: channels of the first stage; 64 is torchvision's network. stem: see above.
+    Raises ValueError for an unknown name.
     Source: He et al. 2016 as in torchvision.models.resnet; last stride as in the paper, "Implementation details".
-    Choice: Wu et al.'s zero padding is kept (one grey channel a modality, no colour) on this trunk and in normalised
-    units, where a channel of zeros passes conv1, which has no bias, as exactly nothing: filters that see one modality
-    only can come about, which is what the method is for. RGB + RGB would keep colour, and be another method.
     """
 
-    def __init__(self, name: str, width: int = 64, streams: Streams = "one") -> None:
+    def __init__(self, name: str, width: int = 64, stem: Stem = "one") -> None:
         super().__init__()
         if name not in ARCHITECTURES:
-            raise StudyError(
-                f"unknown backbone {name!r}; expected one of {', '.join(ARCHITECTURES)}: correct `backbone`"
-            )
+            raise ValueError(f"unknown backbone {name!r}; expected one of {', '.join(ARCHITECTURES)}")
         block, depths = ARCHITECTURES[name]
-        self.streams = streams
-        self.conv1 = _entrance(2 if streams == "zero_padding" else 3, width)
+        self.stem = stem
+        self.conv1 = _first_conv(2 if stem == "zero_padding" else 3, width)
         self.bn1 = nn.BatchNorm2d(width)
-        if streams == "two":  # conv1 and bn1 are then the visible ones
-            self.conv1_infrared, self.bn1_infrared = _entrance(3, width), nn.BatchNorm2d(width)
+        if stem == "two":  # conv1 and bn1 are then the visible ones
+            self.conv1_infrared, self.bn1_infrared = _first_conv(3, width), nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         channels = [width, *(width * 2**stage * block.expansion for stage in range(4))]
@@ -129,81 +113,70 @@ class ResNet(nn.Module):
     def forward(
         self, images: Float[Tensor, "B 3 H W"], modalities: Int[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B E h w"]:
-        if self.streams != "one" and modalities is None:
-            raise StudyError(
-                f"a network with streams {self.streams} needs the modality of each image (0 visible, 1 infrared), found"
-                " none; give `modalities`, or take a variant with one stream"
-            )
-        if modalities is None or self.streams == "one":
+        if self.stem == "one":
             maps = self.bn1(self.conv1(images))
-        elif self.streams == "two":
-            maps = self._two_entrances(images, modalities)
+        elif modalities is None:
+            raise ValueError(f"stem {self.stem!r} needs the modality of each image")
+        elif self.stem == "two":
+            maps = self._two_stems(images, modalities)
         else:
             maps = self.bn1(self.conv1(zero_padded(images, modalities)))
         maps = self.maxpool(self.relu(maps))  # (B, width, H / 4, W / 4)
         maps = self.layer2(self.layer1(maps))  # (B, 2 width x expansion, H / 8, W / 8)
         return self.layer4(self.layer3(maps))  # (B, 8 width x expansion, H / 16, W / 16)
 
-    def _two_entrances(self, images: Tensor, modalities: Tensor) -> Tensor:
-        """(B, width, H / 2, W / 2), each image by its modality's layers, whose batch norm sees no other image."""
-        rows = [torch.nonzero(modalities == one).flatten() for one in (VISIBLE, INFRARED)]
-        visible = self.bn1(self.conv1(images[rows[VISIBLE]])) if len(rows[VISIBLE]) else None
-        infrared = self.bn1_infrared(self.conv1_infrared(images[rows[INFRARED]])) if len(rows[INFRARED]) else None
-        parts = [part for part in (visible, infrared) if part is not None]
+    def _two_stems(self, images: Tensor, modalities: Tensor) -> Tensor:
+        """(B, width, H / 2, W / 2): the batch norm of a modality sees the images of that modality only."""
+        rows = [torch.nonzero(modalities == modality).flatten() for modality in (VISIBLE, INFRARED)]
+        parts = []
+        if len(rows[VISIBLE]):
+            parts.append(self.bn1(self.conv1(images[rows[VISIBLE]])))
+        if len(rows[INFRARED]):
+            parts.append(self.bn1_infrared(self.conv1_infrared(images[rows[INFRARED]])))
         return torch.cat(parts).index_select(0, torch.cat(rows).argsort())
 
     def load_weights(self, path: Path) -> None:
-        """Load a .safetensors file of backbone weights of one stream; a classifier in it (`fc.`) is left out.
+        """Load one-stream backbone weights from a .safetensors file; its classifier (`fc.`) is ignored.
 
-        Raises StudyError, naming file and first offending tensor, when it is missing, damaged or of another network.
+        Raises ValueError with file and first offending tensor if the file is missing, damaged or of another network.
         """
         try:
             tensors = load_file(path)
         except FileNotFoundError:
-            raise StudyError(
-                f"backbone weights {path} are missing; `dvc repro` makes them in its `weights` stages"
-            ) from None
+            raise ValueError(f"backbone weights {path} are missing; `dvc repro` makes them") from None
         except SafetensorError as error:
-            raise StudyError(
-                f"backbone weights {path} are damaged ({error}); remove the file and run `dvc repro`"
-            ) from None
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
-        tensors = self._for_entrance(tensors)
+            raise ValueError(f"backbone weights {path} are damaged ({error}); remove them, run `dvc repro`") from None
+        tensors = self._for_stem({name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")})
         own = self.state_dict()
         for name in sorted(own.keys() | tensors.keys()):
-            expected = tuple(own[name].shape) if name in own else "no such tensor"
-            found = tuple(tensors[name].shape) if name in tensors else "no such tensor"
+            expected, found = (tuple(known[name].shape) if name in known else "nothing" for known in (own, tensors))
             if expected != found:
-                raise StudyError(
-                    f"backbone weights {path}, tensor {name}: expected {expected}, found {found}; "
-                    "they belong to another `backbone` or `width`"
-                )
+                raise ValueError(f"backbone weights {path}, {name}: expected {expected}, found {found}; check `width`")
         self.load_state_dict(tensors)
 
-    def _for_entrance(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of one stream as weights of this network."""
-        if self.streams == "two":
+    def _for_stem(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of one stream as weights of this stem."""
+        if self.stem == "two":
             first = {name: tensor for name, tensor in tensors.items() if name.startswith(("conv1.", "bn1."))}
             return {**tensors, **{name.replace("1.", "1_infrared.", 1): tensor for name, tensor in first.items()}}
-        if self.streams == "zero_padding" and "conv1.weight" in tensors:
-            grey = tensors["conv1.weight"].sum(1, keepdim=True)  # (width, 1, 7, 7)
-            return {**tensors, "conv1.weight": grey.repeat(1, 2, 1, 1)}
+        if self.stem == "zero_padding" and "conv1.weight" in tensors:
+            gray = tensors["conv1.weight"].sum(1, keepdim=True)  # answers a gray image nearly as the colors did
+            return {**tensors, "conv1.weight": gray.repeat(1, 2, 1, 1)}
         return tensors
 
 
 def zero_padded(images: Float[Tensor, "B 3 H W"], modalities: Int[Tensor, " B"]) -> Float[Tensor, "B 2 H W"]:
-    """Grey images, each in the channel of its modality, visible first; zeros in the other.
+    """Gray images in the channel of their modality, visible first; the other channel is zero.
 
-    images: normalised, so that 0 is the mean. modalities: 0 visible, 1 infrared.
-    Source: Wu et al. 2017, deep zero-padding.
+    Args: images: normalized, so that 0 is the mean. Source: Wu et al. 2017, deep zero-padding.
     """
     red, green, blue = images.unbind(1)
-    grey = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue  # (B, H, W)
+    gray = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue  # (B, H, W)
     present = torch.stack((modalities == VISIBLE, modalities == INFRARED), 1)  # (B, 2)
-    return grey[:, None] * present[:, :, None, None]
+    return gray[:, None] * present[:, :, None, None]
 
 
-def _entrance(channels: int, width: int) -> nn.Conv2d:
+def _first_conv(channels: int, width: int) -> nn.Conv2d:
     return nn.Conv2d(channels, width, kernel_size=7, stride=2, padding=3, bias=False)
 
 

@@ -1,106 +1,50 @@
-"""The paper's losses, one function per equation. They know no model: features or logits in, one number out.
+"""The paper's losses, one function per equation, and their weighted sum, Eq. 6.
 
-Notation: feature i of the batch has identity y(i) and modality s(i); n visible and m infrared images, B = n + m;
-rho is the margin.
+Feature i of the batch has identity y(i) and modality s(i). n images are visible, m are infrared, B = n + m. rho is the
+margin. `modalities` is 0 for visible and 1 for infrared.
 
-Numerics, the same for all:
-- Results are float32, or float64 for float64 input; 16-bit input is widened, and autocast does not apply inside.
-- Distances are Euclidean. Pairs are chosen without gradient from one product of the batch with itself, in float64
-  and measured from the mean, so that the choice depends neither on TF32 nor on where the features lie; only the chosen
-  pairs are then subtracted, with gradient. A distance of zero has gradient zero.
-- No loop over anchors and no branch on values on a GPU. Gradients are summed in a fixed order, so that a run can be
-  repeated bit for bit: rows are picked with `embedding`, since the gradient of indexing is not deterministic on
-  several CPU threads, nor that of `index_select` on a GPU.
-- A non-finite feature gives a non-finite loss, which is the trainer's to notice (under loss scaling it is no error).
-
-Wrong batches raise a StudyError (a ValueError) that names the label. Shapes are always checked. What depends on values
-is checked where that is free: on the CPU by an exception; on CUDA, where reading a value would stall the queue, and in
-a compiled graph, by `torch._assert_async`, which gives the same sentence without the label, as a RuntimeError.
+All arithmetic is float64, on features measured from their mean: distances do not change, and they stay exact under
+TF32, autocast and large offsets. The result has the input's dtype, at least float32. The gradient of a zero distance is
+zero. A batch without positives or negatives raises ValueError on a CPU. On a GPU the loss is then not finite, because
+the check would stall the queue.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, get_args
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from danet_core import INFRARED, VISIBLE
-from danet_core.files import StudyError
-
-Negatives = Literal["anchor", "center"]
-Gradient = Literal["both", "own", "foreign"]
-Direction = Literal["foreign_own", "own_foreign"]
-
-
-class CenterTerms(NamedTuple):
-    """The two parts of Eq. 3, each a mean over the B anchors; their sum is the loss."""
-
-    pull: Tensor  # () distance to the centre of the same identity in the other modality
-    push: Tensor  # () hinge on the distance from that centre to the nearest other identity
+from danet_core.model import Output
 
 
 def triplet_loss(feat: Float[Tensor, "B D"], labels: Integer[Tensor, " B"], margin: float) -> Float[Tensor, ""]:
     """Batch-hard triplet loss, Eq. 1: mean over i of [rho - min_k |f(i) - f(k)| + max_j |f(i) - f(j)|]_+.
 
-    k runs over the other identities, j over the anchor's own (itself included, at distance 0), both over
-    both modalities.
-
-    Args:
-        feat: (B, D) features, used as they are (not normalised).
-        labels: (B,) identities, any integers.
-        margin: rho, in units of the features.
-
-    Returns:
-        The mean over the B anchors.
-
-    Raises:
-        StudyError: shapes disagree, the batch is empty, or it has a single identity (no negative).
-
-    Source: the paper, Eq. 1, where it is what Eq. 2 and 3 depart from; Hermans et al., "In Defense of the Triplet
-    Loss for Person Re-Identification", 2017.
+    j runs over the images of identity y(i), k over those of other identities, both in both modalities.
+    Source: the paper, Eq. 1; Hermans et al., "In Defense of the Triplet Loss for Person Re-Identification", 2017.
     """
-    _check_shapes(feat, labels)
-    with torch.autocast(feat.device.type, enabled=False):
-        same = _same(labels)  # (B, B)
-        _require((~same).any(1), labels, "has no negative: the batch holds no other identity; sample at least two")
-        return _hinge_triplet(feat, positives=same, negatives=~same, margin=margin)
+    same = labels[:, None] == labels  # (B, B)
+    return _hardest_triplets(feat, labels, positives=same, negatives=~same, margin=margin)
 
 
 def cross_modality_triplet_loss(
     feat: Float[Tensor, "B D"], labels: Integer[Tensor, " B"], modalities: Integer[Tensor, " B"], margin: float
 ) -> Float[Tensor, ""]:
-    """Batch-hard triplet loss across modalities, Eq. 2: as Eq. 1, with j and k from the modality that i is not of.
-
-    Args:
-        feat: (B, D) features, used as they are (not normalised).
-        labels: (B,) identities, any integers.
-        modalities: (B,) 0 visible, 1 infrared.
-        margin: rho, in units of the features.
-
-    Returns:
-        The mean over the B anchors.
-
-    Raises:
-        StudyError: shapes disagree, the batch is empty, a modality is neither 0 nor 1, an identity lacks one modality,
-            or an anchor has no other identity in the other modality.
+    """Batch-hard triplet loss across modalities, Eq. 2: Eq. 1 with j and k from the other modality than i.
 
     Source: the paper, Eq. 2.
     """
-    _check_shapes(feat, labels, modalities)
-    with torch.autocast(feat.device.type, enabled=False):
-        same, across = _same(labels), ~_same(modalities)  # (B, B)
-        _check_modalities(modalities)
-        _require((same & across).any(1), labels, _ONE_MODALITY)
-        _require(
-            (~same & across).any(1),
-            labels,
-            "has no negative: no other identity has an image in the other modality; sample at least two identities",
-        )
-        return _hinge_triplet(feat, positives=same & across, negatives=~same & across, margin=margin)
+    same, across = labels[:, None] == labels, modalities[:, None] != modalities  # (B, B)
+    return _hardest_triplets(feat, labels, positives=same & across, negatives=~same & across, margin=margin)
 
 
 def cross_modality_center_loss(
@@ -108,77 +52,30 @@ def cross_modality_center_loss(
     labels: Integer[Tensor, " B"],
     modalities: Integer[Tensor, " B"],
     margin: float = 0.7,
-    negatives: Negatives = "anchor",
+    negatives: Literal["anchor", "center"] = "anchor",
     center_gradient: bool = True,
 ) -> Float[Tensor, ""]:
-    """Cross-modality centre loss, Eq. 3: mean over i of |f(i) - c(i)| + [rho - min_k |c(i) - f(k)|]_+.
+    """Cross-modality center loss (CC), Eq. 3: mean over i of |f(i) - c(i)| + [rho - min_k |c(i) - f(k)|]_+.
 
-    c(i) is the mean of the features of identity y(i) in the modality that f(i) is not of; k runs over the other
-    identities. Nothing is squared, the hinge lies inside the mean, and gradient flows through features and, unless told
-    otherwise, centres.
+    c(i) is the mean feature of identity y(i) in the other modality than i. k runs over other identities.
 
     Args:
-        feat: (B, D) features, used as they are (not normalised).
-        labels: (B,) identities, any integers.
-        modalities: (B,) 0 visible, 1 infrared.
-        margin: rho, in units of the features.
-        negatives: modality of f(k). "anchor": that of f(i), as Eq. 3 is printed (s(i) = s(k)); "center": that of the
-            centre, as the prose around it says ("avoid increasing the distance between features from different
-            modalities").
-        center_gradient: False holds the centres fixed, so that only f(i) and f(k) are moved; the value is the same.
+        negatives: modality of f(k). "anchor": that of f(i), as printed. "center": that of c(i), as the prose says.
+        center_gradient: False stops the gradient at the centers.
 
-    Returns:
-        The mean over the B anchors: `pull + push` of `cross_modality_center_terms`.
-
-    Raises:
-        StudyError: shapes disagree, the batch is empty, a modality is neither 0 nor 1, an identity lacks one modality,
-            an anchor has no negative in the modality asked for, or `negatives` is another word.
-
-    Source: the paper, Eq. 3. Choice: which features it acts on is the caller's; see the README.
+    Source: the paper, Eq. 3. Choice: the paper does not say which feature it uses, nor whether centers get gradient.
     """
-    terms = cross_modality_center_terms(feat, labels, modalities, margin, negatives, center_gradient)
-    return terms.pull + terms.push
-
-
-def cross_modality_center_terms(
-    feat: Float[Tensor, "B D"],
-    labels: Integer[Tensor, " B"],
-    modalities: Integer[Tensor, " B"],
-    margin: float = 0.7,
-    negatives: Negatives = "anchor",
-    center_gradient: bool = True,
-) -> CenterTerms:
-    """The pull and the push of `cross_modality_center_loss` apart, for the training record; same arguments and errors.
-
-    Returns:
-        CenterTerms(pull, push), both with gradient.
-    """
-    if negatives not in get_args(Negatives):
-        raise StudyError(
-            f"negatives must be 'anchor' (Eq. 3 as printed) or 'center' (as its prose says), found {negatives!r}"
-        )
-    _check_shapes(feat, labels, modalities)
-    with torch.autocast(feat.device.type, enabled=False):
-        same, across = _same(labels), ~_same(modalities)  # (B, B)
-        _check_modalities(modalities)
-        _require((same & across).any(1), labels, _ONE_MODALITY)
-        others = ~same & (across if negatives == "center" else ~across)  # (B, B) row i: the candidates for k
-        _require(
-            others.any(1),
-            labels,
-            f"has no negative: no other identity has an image in the modality of the {negatives};"
-            " sample at least two identities with both modalities",
-        )
-        feat = feat.to(_result_dtype(feat))
-        groups = _Groups(own=same & ~across, opposite=same & across)
-        with torch.no_grad():
-            wide = _centred(feat)
-            closeness = _closeness(wide, groups.means(wide) @ wide.T)  # (G, B) of the centres to f(k)
-        nearest = _rows(closeness, groups.opposite).masked_fill(~others, torch.inf).argmin(1)  # (B,)
-        centres = _rows(groups.means(feat if center_gradient else feat.detach()), groups.opposite)  # (B, D) c(i)
-        pull = _distance(feat, centres).mean()
-        push = (margin - _distance(centres, _rows(feat, nearest))).clamp(min=0).mean()
-        return CenterTerms(pull, push)
+    same, across = labels[:, None] == labels, modalities[:, None] != modalities  # (B, B)
+    candidates = ~same & (across if negatives == "center" else ~across)
+    _require(same & across, labels, "has images of one modality only")
+    _require(candidates, labels, "has no negative: no other identity has images of the required modality")
+    wide = _from_mean(feat)
+    members = (same & across).double()
+    centers = members @ (wide if center_gradient else wide.detach()) / members.sum(1, keepdim=True)  # (B, D) c(i)
+    nearest = _distances(centers, wide).masked_fill(~candidates, torch.inf).argmin(1)  # (B,) k
+    pull = (wide - centers).norm(dim=1)
+    push = (margin - (centers - wide[nearest]).norm(dim=1)).clamp(min=0)
+    return (pull + push).mean().to(_result_dtype(feat))
 
 
 def modality_identity_loss(
@@ -187,261 +84,224 @@ def modality_identity_loss(
     labels: Integer[Tensor, " B"],
     modalities: Integer[Tensor, " B"],
 ) -> Float[Tensor, ""]:
-    """Identity loss of the modality-specific classifiers, Eq. 4: each learns from its own modality only.
+    """Identity loss of the modality-specific classifiers, Eq. 4: C_v on visible plus C_r on infrared images.
 
-    Cross-entropy of C_v averaged over the n visible images plus cross-entropy of C_r averaged over the m infrared ones.
-
-    Args:
-        logits_visible: (B, C) C_v on all features; its infrared rows get gradient zero.
-        logits_infrared: (B, C) C_r on all features; its visible rows get gradient zero.
-        labels: (B,) class indices in [0, C).
-        modalities: (B,) 0 visible, 1 infrared.
-
-    Returns:
-        The sum of the two means.
-
-    Raises:
-        StudyError: shapes disagree, the batch is empty, a modality is neither 0 nor 1 or missing, or a label is not in
-            [0, C).
-
+    Args: logits_visible, logits_infrared: C_v and C_r on all B features. labels: class indices in [0, C).
     Source: the paper, Eq. 4.
     """
-    _check_shapes(logits_visible, labels, modalities, twin=logits_infrared)
-    with torch.autocast(logits_visible.device.type, enabled=False):
-        weights = _modality_weights(modalities)  # (B,)
-        n_classes = logits_visible.shape[1]
-        _require(
-            (labels >= 0) & (labels < n_classes),
-            labels,
-            f"is no class of a classifier with {n_classes} outputs; number the training identities from 0",
-        )
-        own, _ = _own_and_foreign(logits_visible, logits_infrared, modalities)
-        losses = functional.cross_entropy(own, labels.long(), reduction="none")  # (B,)
-        return (losses * weights).sum().to(_result_dtype(logits_visible, logits_infrared))
+    same_modality, _ = _by_modality(logits_visible, logits_infrared, modalities)
+    losses = functional.cross_entropy(same_modality, labels.long(), reduction="none")  # (B,)
+    return _sum_of_modality_means(losses, modalities).to(_result_dtype(logits_visible))
 
 
 def mutual_learning_loss(
     logits_visible: Float[Tensor, "B C"],
     logits_infrared: Float[Tensor, "B C"],
     modalities: Integer[Tensor, " B"],
-    gradient: Gradient = "both",
-    direction: Direction = "foreign_own",
-    averaged: tuple[Float[Tensor, "B C"], Float[Tensor, "B C"]] | None = None,
+    gradient: Literal["both", "same", "cross"] = "both",
+    direction: Literal["cross_same", "same_cross"] = "cross_same",
+    teachers: tuple[Float[Tensor, "B C"], Float[Tensor, "B C"]] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mutual learning between the modality-specific classifiers, Eq. 5: what they say about a feature should agree.
+    """Mutual learning (ML), Eq. 5: mean KL(C_r || C_v) over visible plus mean KL(C_v || C_r) over infrared features.
 
-    KL(C_r || C_v) averaged over the n visible features plus KL(C_v || C_r) averaged over the m infrared ones: the
-    classifier foreign to the feature stands in front. No temperature. Gradient flows through both distributions,
-    as printed, unless told otherwise.
+    "same" is the classifier of a feature's own modality, "cross" the one of the other modality. No temperature.
 
     Args:
-        logits_visible: (B, C) C_v on all features.
-        logits_infrared: (B, C) C_r on all features.
-        modalities: (B,) 0 visible, 1 infrared.
-        gradient: the distribution that gradient flows through: "both", "own" (of the classifier of the feature's own
-            modality) or "foreign". The other is held fixed; the value is the same.
-        direction: "foreign_own", KL(foreign || own) as printed, or "own_foreign", KL(own || foreign).
-        averaged: logits of averaged C_v and C_r on all features, which then are the foreign ones, and fixed.
+        gradient: the distribution that gets gradient. The other one is constant.
+        direction: "cross_same" is KL(cross || same), as printed. "same_cross" is KL(same || cross).
+        teachers: logits of averaged C_v and C_r. They replace the cross-modality classifier and are constant.
 
-    Returns:
-        The sum of the two means, in nats; 0 where the classifiers agree.
-
-    Raises:
-        StudyError: shapes disagree, the batch is empty, a modality is neither 0 nor 1 or missing, `gradient` or
-            `direction` is another word, or nothing is left to learn, with `averaged` and the gradient "foreign".
-
-    Source: the paper, Eq. 5.
+    Returns the sum of the two means in nats. Source: the paper, Eq. 5. Choice: the paper does not name the gradient.
     """
-    _check_shapes(logits_visible, modalities, twin=logits_infrared, what="modalities")
-    _check_reading(gradient, direction, averaged is not None)
-    with torch.autocast(logits_visible.device.type, enabled=False):
-        weights = _modality_weights(modalities)  # (B,)
-        own, foreign = _own_and_foreign(logits_visible, logits_infrared, modalities)
-        if averaged is not None:
-            for logits in averaged:
-                _check_shapes(logits_visible, modalities, twin=logits, what="modalities")
-            _, foreign = _own_and_foreign(*averaged, modalities)
-        if averaged is not None or gradient == "own":
-            foreign = foreign.detach()
-        if gradient == "foreign":
-            own = own.detach()
-        own, foreign = own.log_softmax(1), foreign.log_softmax(1)
-        first, second = (foreign, own) if direction == "foreign_own" else (own, foreign)
-        divergence = (first.exp() * (first - second)).sum(1)  # (B,) logs are finite, so 0 * log 0 never arises
-        return (divergence * weights).sum().to(_result_dtype(logits_visible, logits_infrared))
+    if teachers is not None and gradient == "cross":
+        raise ValueError("with teachers, gradient 'cross' leaves nothing to train; use 'same'")
+    same, cross = _by_modality(logits_visible, logits_infrared, modalities)
+    if teachers is not None:
+        cross = _by_modality(*teachers, modalities)[1].detach()
+    same = (same.detach() if gradient == "cross" else same).log_softmax(1)
+    cross = (cross.detach() if gradient == "same" else cross).log_softmax(1)
+    first, second = (cross, same) if direction == "cross_same" else (same, cross)
+    divergence = (first.exp() * (first - second)).sum(1)  # (B,)
+    return _sum_of_modality_means(divergence, modalities).to(_result_dtype(logits_visible))
 
 
-_ONE_MODALITY = (
-    "has images of one modality only, and the loss compares it with the other;"
-    " sample visible and infrared images of each identity"
-)
+# Eq. 6. A term is a function of the model's output, labels and modalities; further arguments come from params.yaml.
+
+Feature = Literal["before_bn", "after_bn", "normalized"]
 
 
-def _hinge_triplet(feat: Tensor, *, positives: Tensor, negatives: Tensor, margin: float) -> Tensor:
-    feat = feat.to(_result_dtype(feat))
-    with torch.no_grad():
-        wide = _centred(feat)
-        closeness = _closeness(wide, _products(wide))  # (B, B)
-    farthest = closeness.masked_fill(~positives, -torch.inf).argmax(1)  # (B,)
-    nearest = closeness.masked_fill(~negatives, torch.inf).argmin(1)  # (B,)
-    to_positive = _distance(feat, _rows(feat, farthest))
-    to_negative = _distance(feat, _rows(feat, nearest))
-    return (margin - to_negative + to_positive).clamp(min=0).mean()
+def _identity(output: Output, labels: Tensor, modalities: Tensor) -> Tensor:
+    return functional.cross_entropy(output.logits, labels)
 
 
-def _centred(feat: Tensor) -> Tensor:
-    """(B, D) the features in float64, measured from their mean."""
-    wide = feat.to(_wide_dtype(feat), copy=True)
-    wide -= wide.mean(0)  # in place: fresh memory for a second copy takes longer than a product
-    return wide
+def _triplet(
+    output: Output, labels: Tensor, modalities: Tensor, *, margin: float, features: Feature = "before_bn"
+) -> Tensor:
+    return triplet_loss(_features(output, features), labels, margin)
 
 
-def _closeness(wide: Tensor, products: Tensor) -> Tensor:
-    """(P, B) to choose by: row p is in the order of the distances from point p to the rows f(k) of `wide`.
-
-    It is half the squared distance less the point's own share of it, |f(k)|^2 / 2 - p.f(k); `products` holds p.f(k).
-    """
-    return torch.linalg.vector_norm(wide, dim=1).square() / 2 - products
+def _cross_modality_triplet(
+    output: Output, labels: Tensor, modalities: Tensor, *, margin: float, features: Feature = "before_bn"
+) -> Tensor:
+    return cross_modality_triplet_loss(_features(output, features), labels, modalities, margin)
 
 
-def _products(wide: Tensor) -> Tensor:
-    """(B, B) `wide @ wide.T` for three quarters of the work: one of its quarters mirrors another."""
-    first, second = wide[: len(wide) // 2], wide[len(wide) // 2 :]
-    across = first @ second.T
-    return torch.cat([torch.cat([first @ first.T, across], 1), torch.cat([across.T, second @ second.T], 1)])
-
-
-class _Groups:
-    """The groups of a batch: images of one identity in one modality, known by the first of them.
-
-    There are G rows of means, one for each group; where counting the groups would stall the queue, one for each image,
-    and zeros for an image that is not the first of its group.
-    """
-
-    def __init__(self, *, own: Tensor, opposite: Tensor) -> None:
-        first = own.int().argmax(1)  # (B,) first image of the same identity and modality
-        free = own.device.type == "cpu" and not torch.compiler.is_compiling()
-        known_by = first.unique() if free else torch.arange(len(first), device=first.device)  # (G,)
-        self._members = first.argsort(stable=True)  # (B,) images, group after group
-        self._start = torch.searchsorted(first[self._members], known_by)  # (G,)
-        self.opposite = torch.searchsorted(known_by, opposite.int().argmax(1))  # (B,) group of the other modality
-
-    def means(self, table: Tensor) -> Tensor:
-        """(G, D) the mean row of `table` (B, D) over each group.
-
-        An embedding bag takes it: linear in B, exact in float32 whatever TF32 says, with a deterministic gradient.
-        """
-        return functional.embedding_bag(self._members, table, self._start, mode="mean")
-
-
-class _Distance(torch.autograd.Function):
-    """Euclidean distances of the rows of two (B, D) matrices.
-
-    Its gradient is written out because autograd's goes over the batch several times as often.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
-        apart = left - right
-        distance = apart.square().sum(1).sqrt()
-        ctx.save_for_backward(apart, distance)
-        return distance
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        apart, distance = ctx.saved_tensors
-        share = (gradient / distance).masked_fill(distance == 0, 0)  # asked this way round, NaN stays NaN
-        left = apart * share[:, None]
-        return left, -left
-
-
-def _distance(left: Tensor, right: Tensor) -> Tensor:
-    """(B,) Euclidean distances of the rows, with gradient zero where a distance is zero."""
-    return _Distance.apply(left, right)
-
-
-def _rows(table: Tensor, index: Tensor) -> Tensor:
-    return functional.embedding(index, table)
-
-
-def _same(values: Tensor) -> Tensor:
-    return values[:, None] == values[None, :]
-
-
-def _own_and_foreign(logits_visible: Tensor, logits_infrared: Tensor, modalities: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, C) each: the logits of the classifier of the image's own modality, and of the other one."""
-    visible = (modalities == VISIBLE)[:, None]
-    wide_visible, wide_infrared = _wide(logits_visible), _wide(logits_infrared)
-    return torch.where(visible, wide_visible, wide_infrared), torch.where(visible, wide_infrared, wide_visible)
-
-
-def _modality_weights(modalities: Tensor) -> Tensor:
-    """(B,) 1/n for visible and 1/m for infrared images, so that a weighted sum is the sum of the two means."""
-    _check_modalities(modalities)
-    visible, infrared = modalities == VISIBLE, modalities == INFRARED
-    both = visible.any() & infrared.any()
-    problem = "is the only one in the batch, and each modality has a mean of its own; sample both"
-    _require(both.expand_as(modalities), modalities, problem, "modality")
-    n, m = _wide(visible.sum()), _wide(infrared.sum())
-    return torch.where(visible, 1 / n, 1 / m)
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.to(_wide_dtype(values))
-
-
-def _wide_dtype(values: Tensor) -> torch.dtype:
-    return torch.float32 if values.device.type == "mps" else torch.float64
-
-
-def _result_dtype(*inputs: Tensor) -> torch.dtype:
-    dtype = torch.float32
-    for values in inputs:
-        dtype = torch.promote_types(dtype, values.dtype)
-    return dtype
-
-
-def _check_shapes(
-    matrix: Tensor,
+def _cross_modality_center(
+    output: Output,
     labels: Tensor,
-    modalities: Tensor | None = None,
+    modalities: Tensor,
     *,
-    twin: Tensor | None = None,
-    what: str = "labels",
-) -> None:
-    """Shapes are known without reading a value, so these checks cost nothing on any device."""
-    if matrix.ndim != 2 or matrix.shape[0] == 0 or matrix.shape[1] == 0:
-        raise StudyError(f"features or logits must be a non-empty (B, D) matrix, found shape {tuple(matrix.shape)}")
-    if twin is not None and twin.shape != matrix.shape:
-        raise StudyError(
-            f"logits_visible {tuple(matrix.shape)} and logits_infrared {tuple(twin.shape)} must have one shape;"
-            " both classifiers see all B features"
-        )
-    for name, values in ((what, labels), ("modalities", modalities)):
-        if values is not None and values.shape != matrix.shape[:1]:
-            raise StudyError(
-                f"{name} must have shape ({matrix.shape[0]},), one entry per row of the batch,"
-                f" found {tuple(values.shape)}"
-            )
+    margin: float,
+    negatives: Literal["anchor", "center"] = "anchor",
+    features: Feature = "before_bn",
+    center_gradient: bool = True,
+) -> Tensor:
+    feat = _features(output, features)
+    return cross_modality_center_loss(feat, labels, modalities, margin, negatives, center_gradient)
 
 
-def _check_reading(gradient: str, direction: str, averaged: bool) -> None:
-    for name, value, words in (("gradient", gradient, Gradient), ("direction", direction, Direction)):
-        if value not in get_args(words):
-            raise StudyError(f"{name} must be one of {', '.join(get_args(words))}, found {value!r}")
-    if averaged and gradient == "foreign":
-        raise StudyError("averaged classifiers are fixed, so that nothing learns with gradient 'foreign'; take 'own'")
+def _modality_identity(output: Output, labels: Tensor, modalities: Tensor, *, detach_features: bool = False) -> Tensor:
+    feat = output.feat_bn.detach() if detach_features else output.feat_bn
+    visible, infrared = (functional.linear(feat, weight) for weight in output.heads)
+    return modality_identity_loss(visible, infrared, labels, modalities)
 
 
-def _check_modalities(modalities: Tensor) -> None:
-    known = (modalities == VISIBLE) | (modalities == INFRARED)
-    _require(known, modalities, "is neither 0 (visible) nor 1 (infrared); recode the modalities", "modality")
+def _mutual_learning(
+    output: Output,
+    labels: Tensor,
+    modalities: Tensor,
+    *,
+    gradient: Literal["both", "same", "cross"] = "both",
+    direction: Literal["cross_same", "same_cross"] = "cross_same",
+    detach_classifiers: bool = False,
+) -> Tensor:
+    heads = [weight.detach() if detach_classifiers else weight for weight in output.heads]
+    visible, infrared = (functional.linear(output.feat_bn, weight) for weight in heads)
+    teachers = None
+    if output.teachers is not None:
+        feat = output.feat_bn.detach()
+        teachers = functional.linear(feat, output.teachers[0]), functional.linear(feat, output.teachers[1])
+    return mutual_learning_loss(visible, infrared, modalities, gradient, direction, teachers)
 
 
-def _require(holds: Tensor, values: Tensor, problem: str, what: str = "label") -> None:
-    """Refuse the batch unless `holds` (B,) is true throughout. The one place that reads values; see above."""
-    if values.device.type == "cuda" or torch.compiler.is_compiling():
-        torch._assert_async(holds.all(), f"a {what} of the batch {problem}")
-    elif not bool(holds.all()):
-        raise StudyError(f"{what} {int(values[~holds][0])} {problem}")
+Term = Callable[..., Tensor]
+TERMS: dict[str, Term] = {
+    "L_id": _identity,
+    "L_tri": _triplet,  # Eq. 1
+    "L_c_tri": _cross_modality_triplet,  # Eq. 2
+    "L_cc": _cross_modality_center,  # Eq. 3
+    "L_sid": _modality_identity,  # Eq. 4
+    "L_M": _mutual_learning,  # Eq. 5
+}
+
+
+def find_term(name: str) -> Term:
+    """The term of that name in TERMS, or the function at an import path such as `my_package.my_loss`.
+
+    A user's function has the signature `my_loss(output, labels, modalities, **arguments) -> Tensor`, see `Output`.
+    Raises ValueError for an unknown name.
+    """
+    if name in TERMS:
+        return TERMS[name]
+    module, _, function = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        known = ", ".join(TERMS)
+        raise ValueError(f"unknown loss {name} ({error}); use one of {known} or an import path") from None
+
+
+def own_files(losses: Iterable[str]) -> dict[str, Path]:
+    """The source files of those losses that are a user's own, by name."""
+    return {name: Path(inspect.getfile(find_term(name))) for name in losses if name not in TERMS}
+
+
+def check_terms(losses: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ValueError for an unknown term, an argument that it does not have, or one that it misses."""
+    for name, arguments in losses.items():
+        given = {key: value for key, value in arguments.items() if key != "weight"}
+        function = find_term(name)
+        try:
+            inspect.signature(function).bind(None, None, None, **given)
+        except TypeError as error:
+            raise ValueError(f"losses.{name}: {error}; correct the row in params.yaml") from None
+        for key, value in given.items():
+            kind = inspect.get_annotations(function, eval_str=True).get(key)
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                raise ValueError(f"losses.{name}.{key}: expected one of {', '.join(get_args(kind))}, found {value}")
+            if kind in (float, bool) and type(value) not in ((float, int) if kind is float else (bool,)):
+                raise ValueError(f"losses.{name}.{key}: expected a {kind.__name__}, found {value!r}")
+
+
+def weighted_sum(
+    output: Output,
+    labels: Integer[Tensor, " B"],
+    modalities: Integer[Tensor, " B"],
+    losses: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Float[Tensor, ""]]:
+    """The terms of Eq. 6, unweighted, by name, and their weighted sum under `total`.
+
+    Args: losses: for each term its `weight` and its arguments. A term with weight 0 is not computed.
+    Source: the paper, Eq. 6, which omits L_sid; without L_sid, C_v and C_r are never trained.
+    """
+    terms = {}
+    with torch.autocast(labels.device.type, enabled=False):
+        for name, arguments in losses.items():
+            if arguments["weight"] > 0:
+                given = {key: value for key, value in arguments.items() if key != "weight"}
+                terms[name] = find_term(name)(output, labels, modalities, **given)
+    total = sum(losses[name]["weight"] * term for name, term in terms.items())
+    return {**terms, "total": total}
+
+
+def _features(output: Output, features: Feature) -> Tensor:
+    if features == "normalized":
+        return functional.normalize(output.feat)
+    return output.feat_bn if features == "after_bn" else output.feat
+
+
+def _hardest_triplets(feat: Tensor, labels: Tensor, *, positives: Tensor, negatives: Tensor, margin: float) -> Tensor:
+    _require(positives, labels, "has no positive: its identity has images of one modality only")
+    _require(negatives, labels, "has no negative; sample at least two identities with both modalities")
+    wide = _from_mean(feat)
+    distances = _distances(wide, wide)
+    farthest = distances.masked_fill(~positives, -torch.inf).argmax(1)  # (B,) j
+    nearest = distances.masked_fill(~negatives, torch.inf).argmin(1)  # (B,) k
+    hinge = margin - (wide - wide[nearest]).norm(dim=1) + (wide - wide[farthest]).norm(dim=1)
+    return hinge.clamp(min=0).mean().to(_result_dtype(feat))
+
+
+def _from_mean(feat: Tensor) -> Tensor:
+    wide = feat.double()
+    return wide - wide.mean(0).detach()  # a constant shift changes no distance, hence no gradient either
+
+
+@torch.no_grad()
+def _distances(left: Tensor, right: Tensor) -> Tensor:
+    """(P, B) squared Euclidean distances, to choose pairs by; the gradient goes through the chosen pairs alone."""
+    return left.square().sum(1)[:, None] + right.square().sum(1) - 2 * left @ right.T
+
+
+def _by_modality(logits_visible: Tensor, logits_infrared: Tensor, modalities: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, C) each: the logits of the classifier of the image's modality, and of the other one."""
+    visible, c_v, c_r = (modalities == VISIBLE)[:, None], logits_visible.double(), logits_infrared.double()
+    return torch.where(visible, c_v, c_r), torch.where(visible, c_r, c_v)
+
+
+def _sum_of_modality_means(values: Tensor, modalities: Tensor) -> Tensor:
+    """The mean over visible images plus the mean over infrared images of `values` (B,)."""
+    visible, infrared = modalities == VISIBLE, modalities == INFRARED
+    _require((visible | infrared)[:, None], modalities, "is no modality: expected 0 or 1")
+    _require((visible.any() & infrared.any()).expand(1, 1), modalities[:1], "is the only modality; sample both")
+    n, m = visible.sum().double(), infrared.sum().double()
+    return (values * torch.where(visible, 1 / n, 1 / m)).sum()
+
+
+def _result_dtype(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)
+
+
+def _require(mask: Tensor, values: Tensor, problem: str) -> None:
+    """Raise ValueError if a row of `mask` is False throughout. CPU only: reading a value on a GPU stalls its queue."""
+    if mask.device.type == "cpu" and not (found := mask.any(1)).all():
+        raise ValueError(f"value {int(values[~found][0])} in the batch {problem}")

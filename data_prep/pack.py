@@ -1,137 +1,190 @@
-"""Packing: data/prepared/<dataset> -> data/packed/<dataset>, every image decoded and resized once, in parallel.
+"""data/prepared/<dataset> -> data/packed/<dataset>: every image is decoded and resized once, in several processes.
 
-The store is that of danet_core.store. A killed pack resumes where it stopped, and ends with the same bytes.
+The store is that of danet_study.store. It is written as `<dataset>.partial` and renamed when complete.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import sys
-from collections.abc import Iterable, Iterator
+import os
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import PIL
+import numpy as np
+from PIL import Image
 
-from danet_core.files import StudyError, exclusive, read_json, sha256_file, sha256_json
-from danet_core.store import GALLERIES, MANIFEST, lock_path, read_galleries, read_manifest
-from data_prep.images import INTERPOLATION, Job, Outcome, default_workers, run_jobs
-from data_prep.prepare import FOLDERS, INVENTORY, Folders
-from data_prep.reading import Reading
-from data_prep.store_writer import StoreWriter
+from danet_core import MODALITIES
+from danet_study.files import StudyError, atomic_write_json, exclusive, read_json, replace_folder
+from danet_study.store import GALLERIES, IMAGES, MANIFEST, META, content_sha256, decode, printable, read_manifest
+from data_prep.parallel import parallel
 
 if TYPE_CHECKING:
-    from danet_core.parameters import Dataset
+    from danet_study.config import Dataset
 
-_CHUNK_BYTES = 8 * 2**20  # of packed images: small enough for many workers, large enough that journalling costs nothing
+PACKED = Path("data/packed")
+EIGHT_BITS = {".jpg", ".jpeg", ".bmp"}  # formats that Pillow only reads with 8 bits per channel
+CHUNK = 128  # images per job
+SHOWN = 10  # findings in one message
+
+
+class Chunk(NamedTuple):
+    """Images for one job: `ranges` as `intensity` of store.decode; rows from `start` of the array file `target`."""
+
+    paths: Sequence[Path]
+    ranges: Sequence[tuple[float, float] | None]
+    height: int
+    width: int
+    target: Path | None
+    start: int
 
 
 def pack(
-    dataset: Dataset, *, workers: int | None = None, folders: Folders = FOLDERS, chunk: int | None = None
+    dataset: Dataset, *, workers: int | None = None, prepared: Path = Path("data/prepared"), packed: Path = PACKED
 ) -> dict[str, Any]:
-    """Decode and resize a prepared data set into data/packed/<dataset>; returns the store's meta.
+    """Decode and resize a prepared data set into `packed`/<dataset>; returns the store's meta.
 
-    Args:
-        workers: processes; the cores this process may use when None, at most 12.
-        chunk: images per journalled piece; 8 MiB of pixels when None.
-
-    A killed pack resumes: finished pieces are checked against the journal and kept. The result does not depend on that,
-    nor on `workers`.
-
-    Raises StudyError when the set is not prepared, is being packed by another process, the disk lacks room (before and
-    while writing), or an image cannot be decoded; what is finished by then is kept for the next attempt.
+    `workers`: processes, one per core by default; the bytes do not depend on it. Raises StudyError if the set is not
+    prepared or has changed since, the disk is too small, or an image cannot be decoded; nothing is left behind then.
     """
+    from data_prep.index import INVENTORY, inventory, raw_root  # here: worker processes need no pandas
 
-    prepared, final = folders.prepared / dataset.name, folders.packed / dataset.name
-    if not (prepared / INVENTORY).is_file():
-        raise StudyError(
-            f"{prepared} is missing; prepare the data set first: python -m data_prep prepare {dataset.name}"
-        )
-    with exclusive(lock_path(final), f"the pack of {dataset.name}"):
-        inventory = read_json(prepared / INVENTORY)
-        manifest = read_manifest(prepared / MANIFEST)
-        galleries = read_galleries(prepared / GALLERIES) if dataset.layout == "sysu" else {}
-        root, height, width = dataset.raw_root(), dataset.image.height, dataset.image.width
-        if chunk is None:
-            chunk = max(1, _CHUNK_BYTES // (3 * height * width))
-        # pillow's version: another decoder may give other pixels, so its chunks are not mixed with ours
-        fingerprint = sha256_json([sha256_file(prepared / MANIFEST), INTERPOLATION, PIL.__version__])
+    source, final = prepared / dataset.name, packed / dataset.name
+    about = read_json(source / INVENTORY)
+    root, height, width = raw_root(dataset), dataset.image.height, dataset.image.width
+    with exclusive(packed / f".{dataset.name}.lock", str(final)):
+        if not dataset.synthetic and inventory(dataset) != about["raw"]:
+            raise StudyError(
+                f"{printable(root)} has changed since it was prepared; run `python -m data_prep prepare {dataset.name}`"
+            )
+        manifest = read_manifest(source / MANIFEST)
         paths = [root / path for path in manifest["path"]]
+        intensity = intensity_ranges(paths, manifest["modality"], workers)
+        ranges = [None if intensity is None else intensity.get(modality) for modality in manifest["modality"]]
+        partial = packed / f"{dataset.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
         try:
-            writer = StoreWriter(final, (len(manifest), 3, height, width), fingerprint, chunk)
-            try:
-                _write_chunks(writer, paths, (height, width), workers or default_workers(), dataset.name)
-            finally:
-                writer.close()
-            meta = {key: inventory[key] for key in ("dataset", "layout", "synthetic", "partial", "counts")}
-            return writer.commit(manifest, galleries, {**meta, "interpolation": INTERPOLATION})
+            partial.mkdir(parents=True)
+            _reserve(partial / IMAGES, (len(paths), 3, height, width))
+            jobs = _chunks(paths, ranges, height, width, partial / IMAGES)
+            refuse([line for found in parallel(_decode, jobs, workers) for line in found[0]], printable(root))
+            names = [name for name in (MANIFEST, GALLERIES) if (source / name).exists()]
+            for name in names:
+                shutil.copyfile(source / name, partial / name)
+            meta = {
+                **{key: about[key] for key in ("dataset", "layout", "protocol", "synthetic", "partial", "counts")},
+                **{"n": len(paths), "height": height, "width": width, "interpolation": "bilinear"},
+                **{"intensity": intensity, "files": [IMAGES, *names]},
+                "content_sha256": content_sha256(partial, [IMAGES, *names]),
+            }
+            atomic_write_json(partial / META, meta)
+            replace_folder(partial, final)
         except OSError as error:
-            raise StudyError(
-                f"{final} cannot be written ({error.strerror or error}); make room on the disk and start again, "
-                "finished images are kept"
-            ) from None
+            raise StudyError(f"{final} cannot be written ({error.strerror}); make room on the disk") from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return meta
 
 
-def check_images(reading: Reading, *, workers: int | None = None) -> None:
-    """Decode every image (`verify --deep`); each that fails is added to `reading.problems`."""
-    paths = [reading.root / path for path in reading.files]
-    size = 64
-    jobs = (Job(i, paths[start : start + size], None, None, 0) for i, start in enumerate(range(0, len(paths), size)))
-    count = {i: len(paths[start : start + size]) for i, start in enumerate(range(0, len(paths), size))}
-    failures: dict[int, list[str]] = {}
-    with contextlib.closing(run_jobs(jobs, workers or default_workers())) as outcomes:
-        for outcome in _progress(outcomes, count, len(paths), 0, "decoding"):
-            failures[outcome.number] = outcome.failures
-    found = [sentence for i in sorted(failures) for sentence in failures[i]]
-    reading.problems += found
-    reading.check("images that cannot be decoded", 0, len(found), reading.root, "copy them again from the archive")
+def intensity_ranges(
+    paths: Sequence[Path], modalities: Iterable[str], workers: int | None = None
+) -> dict[str, tuple[float, float]] | None:
+    """Lowest and highest value, by modality, of images with more than 8 bits per pixel; None without such images.
+
+    Raises StudyError for color images with more than 8 bits per channel, which Pillow would cut.
+    """
+    deep = [(path, modality) for path, modality in zip(paths, modalities, strict=True) if _may_be_deep(path)]
+    found = list(parallel(_extremes, [path for path, _ in deep], workers, chunksize=CHUNK))
+    refuse([line for line in found if isinstance(line, str)], "images")
+    by_modality = {
+        name: [extremes for extremes, (_, modality) in zip(found, deep, strict=True) if extremes and modality == name]
+        for name in MODALITIES
+    }
+    result = {
+        name: (min(low for low, _ in values), max(high for _, high in values))
+        for name, values in by_modality.items()
+        if values
+    }
+    return result or None
 
 
-def _write_chunks(writer: StoreWriter, paths: list[Path], size: tuple[int, int], workers: int, name: str) -> None:
-    sources, jobs = {}, []
-    done = 0
-    for chunk in range(writer.n_chunks):
-        rows = writer.rows(chunk)
-        piece = paths[rows.start : rows.stop]
-        sources[chunk] = _source(piece)
-        if writer.done(chunk, sources[chunk]):
-            done += len(piece)
+def inspect_images(
+    paths: Sequence[Path], modalities: Sequence[str], height: int, width: int, workers: int | None = None
+) -> tuple[list[str], list[str]]:
+    """Decode all images: a sentence for each that fails, and the paths of those of nearly one gray value."""
+    intensity = intensity_ranges(paths, modalities, workers) or {}
+    jobs = _chunks(paths, [intensity.get(modality) for modality in modalities], height, width)
+    failures, flat = [], []
+    for some_failures, some_flat in parallel(_decode, jobs, workers):
+        failures += some_failures
+        flat += some_flat
+    return failures, flat
+
+
+def refuse(findings: Sequence[str], where: str, remedy: str = "") -> None:
+    """Raise StudyError with the findings, at most ten of them, if there are any."""
+    if len(findings) == 1:
+        raise StudyError(f"{where}: {findings[0]}{remedy}")
+    if findings:
+        more = [f"and {len(findings) - SHOWN} more"] if len(findings) > SHOWN else []
+        lines = "\n  ".join([*findings[:SHOWN], *more])
+        raise StudyError(f"{where}: {len(findings)} findings{remedy}\n  {lines}")
+
+
+def _reserve(path: Path, shape: tuple[int, ...]) -> None:
+    """Create the array file with all its blocks: writing to a memory map on a full disk would kill the process."""
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    del array
+    if hasattr(os, "posix_fallocate"):
+        with path.open("rb+") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+
+
+def _chunks(
+    paths: Sequence[Path],
+    ranges: Sequence[tuple[float, float] | None],
+    height: int,
+    width: int,
+    target: Path | None = None,
+) -> list[Chunk]:
+    return [
+        Chunk(paths[start : start + CHUNK], ranges[start : start + CHUNK], height, width, target, start)
+        for start in range(0, len(paths), CHUNK)
+    ]
+
+
+def _decode(job: Chunk) -> tuple[list[str], list[str]]:
+    """Decode a chunk, into its rows if it has a target; sentences of failures, and paths of flat images."""
+    images = None if job.target is None else np.load(job.target, mmap_mode="r+")
+    failures, flat = [], []
+    for row, (path, extremes) in enumerate(zip(job.paths, job.ranges, strict=True), job.start):
+        try:
+            pixels = decode(path, job.height, job.width, extremes)
+        except StudyError as error:
+            failures.append(str(error))
+        except Exception as error:  # decoders raise anything on damaged files
+            failures.append(f"{printable(path)} cannot be decoded ({type(error).__name__}); replace the file")
         else:
-            jobs.append(Job(chunk, piece, size, writer.images_path, writer.offset_of(chunk)))
-    if not jobs:
-        return
-    count = {job.number: len(job.paths) for job in jobs}
-    with contextlib.closing(run_jobs(jobs, min(workers, len(jobs)))) as outcomes:
-        for outcome in _progress(outcomes, count, len(paths), done, f"packing {name}"):
-            if outcome.failures:
-                raise StudyError(outcome.failures[0])
-            writer.finish_chunk(outcome.number, sources[outcome.number], outcome.sha256)
+            if images is not None:
+                images[row] = pixels
+            elif pixels.std() < 2:
+                flat.append(printable(path))
+    return failures, flat
 
 
-def _source(paths: list[Path]) -> str:
-    """What a chunk is made from: names, sizes and times, so that an image replaced after a kill is decoded again."""
-    description = []
-    for path in paths:
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise StudyError(
-                f"{path} cannot be read ({error.strerror}); restore it, or prepare the data set again"
-            ) from None
-        description.append([path.name, status.st_size, status.st_mtime_ns])
-    return sha256_json(description)
+def _may_be_deep(path: Path) -> bool:
+    return path.suffix.lower() not in EIGHT_BITS
 
 
-def _progress(
-    outcomes: Iterable[Outcome], count: dict[int, int], total: int, done: int, title: str
-) -> Iterator[Outcome]:
-    """Pass outcomes on, with a bar of images per second and time left where stderr is a terminal."""
-    from tqdm import tqdm
-
-    # only where nobody watches: an explicit `disable` would override the user's TQDM_DISABLE
-    make_bar = tqdm if sys.stderr.isatty() else functools.partial(tqdm, disable=True)
-    with make_bar(total=total, initial=done, desc=title, unit="img", file=sys.stderr) as bar:
-        for outcome in outcomes:
-            bar.update(count[outcome.number])
-            yield outcome
+def _extremes(path: Path) -> tuple[float, float] | str | None:
+    """Lowest and highest value of a gray image with more than 8 bits, None for 8 bits, a sentence if it is refused."""
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                low, high = np.asarray(image.getextrema(), dtype=float)
+                return float(low), float(high)
+            if any(";16" in str(tile) for tile in image.tile):
+                return f"{printable(path)} has 16 bits per color channel; convert the images to 8 bits"
+    except Exception:  # decoding will say what is wrong with the file
+        return None
+    return None

@@ -1,4 +1,4 @@
-"""Every test: calls into danet_core are checked against their annotated shapes, and nothing reaches the network."""
+"""Every test: calls are checked against their annotated types and shapes, and nothing reaches the network."""
 
 from __future__ import annotations
 
@@ -10,25 +10,18 @@ import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook("danet_core", "typechecks.check")
+install_import_hook(["danet_core", "danet_study"], "typechecks.check")
 
-# No test asserts a duration, so none fails on a loaded machine; and a commit passes or fails always, having the same
+# No test asserts a duration, so none fails on a loaded machine; a commit passes or fails always, having the same
 # examples each time. `--hypothesis-profile=explore` looks for new ones.
 hypothesis.settings.register_profile("study", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000, print_blob=True)
 hypothesis.settings.load_profile("study")
 
 
-# Files whose tests follow each other for minutes: begun last, one of them would go on when all other workers are done.
-LONG = (
-    *("test_pipeline", "test_tools_batch", "test_tools_readings", "test_benchmarks", "test_parallel", "test_faults"),
-    "test_pipeline_changes",  # which waits for the study that the first one makes
-)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files, and skip tests marked `gpu`, with the reason, where there is no CUDA device."""
-    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+    """Begin with the pipeline, the longest file; skip tests marked `gpu`, with the reason, without a CUDA device."""
+    items.sort(key=lambda item: item.path.stem != "test_pipeline")
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:
         import torch
@@ -40,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def offline() -> Iterator[None]:
-    """Refuse connections to other machines: the tests have to pass offline once the environment is there."""
+    """Refuse connections to other machines."""
     connect = socket.socket.connect
 
     def local_only(self: socket.socket, address: Any) -> None:

@@ -1,325 +1,262 @@
-"""A run's metrics record is right, complete and the same each time."""
+"""The record of a run is right, complete and the same each time; what does not belong together is refused."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from pathlib import Path
+import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from fixtures.records import training_record
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from stores import make_project, small_run
 
-from danet_core import INFRARED
-from danet_core import evaluate as evaluate_module
+from danet_core import INFRARED, VISIBLE
 from danet_core.backbone import ResNet
-from danet_core.evaluate import Features, evaluate, extract
-from danet_core.files import StudyError, atomic_write_json
-from danet_core.parameters import Rerank
-from danet_core.protocols import evaluate_regdb, evaluate_sysu
-from danet_core.record import RunFolder
-from danet_core.scores import ABLATION_SETTING
-from danet_core.store import META, PackedStore, content_names, content_sha256, read_manifest
-from danet_core.train import build_model, train
-from tests.stores import make_store, small_config
+from danet_study import protocols
+from danet_study.checkpoint import build_model, save_run
+from danet_study.evaluate import FEATURES, RANKINGS, Features, evaluate, extract
+from danet_study.files import StudyError, sha256_file
+from danet_study.protocols import PROTOCOLS, Protocol, evaluate_regdb, evaluate_sysu
+from danet_study.store import MANIFEST, META, PackedStore, content_sha256
 
-SETTINGS = {
-    "synth_sysu": {"all_single", "all_multi", "indoor_single", "indoor_multi"},
-    "synth_regdb": {"thermal_to_visible", "visible_to_thermal"},
-}
+SPLITS = ("synth_sysu-1", "synth_regdb-1")
 
 
-@pytest.fixture(scope="module", params=["synth_sysu", "synth_regdb"])
-def finished(request, tmp_path_factory):
-    """One trained run in a folder of its own."""
-    root = tmp_path_factory.mktemp(request.param)
-    config = small_config(request.param, "b_ml_cc")
-    make_store(root / "data/packed" / request.param, config.dataset.layout)
-    weights = root / "data/weights" / f"{request.param}.safetensors"
-    weights.parent.mkdir()
-    torch.manual_seed(3)
-    save_file(ResNet("resnet18", 8).state_dict(), weights)
-    folder = RunFolder.of(config, root / "runs", root / "build")
-    train(config, folder, packed=root / "data/packed", weights=weights.parent, device="cpu", log=lambda line: None)
-    return root, config, folder
+def finish(root, config):
+    """A finished run with random weights and plausible statistics in its BN layers."""
+    store = PackedStore.open(root / "data/packed" / config.dataset.name)
+    torch.manual_seed(config.seed)
+    backbone = root / "data/weights" / f"{config.dataset.name}.safetensors"
+    model = build_model(config.resolved(), len(np.unique(store.pids[store.rows("train")])), backbone)
+    model.neck.running_mean.normal_(0.5, 0.2)
+    history = [{"epoch": 1, "lr": 0.1, **dict.fromkeys(config.losses, 1.23456789), "total": 2.0, "seconds": 3.0}]
+    names = {"run": config.name, "dataset": config.dataset.name, "trial": config.trial, "variant": config.variant}
+    provenance = {"data_sha256": store.meta["content_sha256"], "weights_sha256": sha256_file(backbone)}
+    rest = {"seed": config.seed, "config": config.resolved(), "history": history, "versions": {"python": "3"}}
+    save_run(root / "runs" / config.name, model, {**names, **rest, "provenance": provenance})
 
 
-def run(finished, **evaluation):
-    root, config, folder = finished
-    config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **evaluation))
-    return evaluate(config, folder, **folders(root), device="cpu")
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    root = make_project(tmp_path_factory.mktemp("study") / "project")
+    for split in SPLITS:
+        finish(root, small_run(split=split))
+    return root
 
 
-def folders(root):
-    return {"packed": root / "data/packed", "weights": root / "data/weights", "results": root / "results"}
+def run(root, config):
+    folders = {"runs": root / "runs", "packed": root / "data/packed", "weights": root / "data/weights"}
+    return evaluate(config, **folders, results=root, device="cpu")
 
 
-def test_the_record_holds_every_setting_of_the_layout_and_the_final_losses(finished):
-    record = run(finished)
-    assert set(record["settings"]) == SETTINGS[record["dataset"]]
+def changed(config, **evaluation):
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update=evaluation)})
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_record_holds_every_setting_of_the_protocol_and_is_what_is_written(project, split):
+    config = small_run(split=split)
+    record = run(project, config)
+    assert json.loads((project / "records" / f"{config.name}.json").read_text()) == record
+    protocol = PROTOCOLS[record["protocol"]]
+    assert list(record["settings"]) == list(protocol.settings)
     for setting in record["settings"].values():
+        trials = config.evaluation.trials if record["protocol"] == "sysu_mm01" else 1
         assert set(setting["mean"]) == {"cmc1", "cmc5", "cmc10", "cmc20", "mAP", "mINP"}
-        assert len(setting["cmc"]) == 50
-        if len(setting["per_trial"]) == 1:  # RegDB: the range would be the curve
-            assert "cmc_range" not in setting
-            continue
-        low, high = setting["cmc_range"]
-        assert [low[0], high[0]] == [one([trial["cmc1"] for trial in setting["per_trial"]]) for one in (min, max)]
-        assert len(low) == len(high) == 50
-        np.testing.assert_array_less(low, np.array(setting["cmc"]) + 1e-9)
-        np.testing.assert_array_less(setting["cmc"], np.array(high) + 1e-9)
-    assert all(record["training"]["final"][term] is not None for term in ("L_id", "L_cc", "L_sid", "L_M", "total"))
-    assert record["synthetic"] is True
-    assert record["training"]["steps"] == 6
+        assert len(setting["cmc"]) == 20
+        for key, values in setting["per_trial"].items():
+            assert len(values) == trials and np.mean(values) == pytest.approx(setting["mean"][key], abs=2e-6)
+        assert not {"galleries", "metric"} & setting.keys()
+        assert 0 < setting["chance_rank1"] < 1
+    assert record["run"] == config.name and record["split"] == "test" and record["synthetic"] is True
+    assert record["training"] == {"steps": 6, "epochs": 3, "final": dict.fromkeys(config.losses, 1.234568)}
+    assert set(record["within"]) == {"visible", "infrared"}
+    for gap in (record["modality_gap"], record["modality_gap"]["pretrained"]):
+        assert {"nearest", "median", "mean", "n"} <= gap.keys() and gap["n"] == 6
+    assert set(record["probe"]) == {"pretrained", "before_bn", "after_bn"}
+    assert ("camera_pairs" in record) == (record["protocol"] == "sysu_mm01")
+    assert record["config"] == config.resolved()
+    assert record["provenance"].keys() >= {"data_sha256", "weights_sha256", "model_sha256", "config_sha256"}
 
 
-def test_the_ablations_setting_keeps_what_each_query_scored_and_its_mean_is_the_printed_score(finished):
-    root, config, _ = finished
-    record = run(finished)
-    (name,) = [name for name, setting in record["settings"].items() if "per_query" in setting]
-    assert name == ABLATION_SETTING[record["layout"]]
-    setting = record["settings"][name]
-    kept, store = setting["per_query"], PackedStore.open(root / "data/packed" / config.dataset.name)
-    assert len(kept["rows"]) == setting["n_valid"] == len(set(kept["rows"]))
-    assert kept["pids"] == store.pids[kept["rows"]].tolist()
-    assert set(store.modalities[kept["rows"]]) == {INFRARED}
-    assert set(kept["rows"]) <= set(store.rows("test"))
-    for key, metric in (("cmc1", "cmc1"), ("ap", "mAP")):
-        assert np.mean(kept[key]) == pytest.approx(setting["mean"][metric], abs=1e-6)
+@pytest.mark.parametrize("split", SPLITS)
+def test_evaluating_twice_gives_the_same_bytes(project, split):
+    config = small_run(split=split)
+    paths = [project / "records" / f"{config.name}.json"]
+    paths += [project / "runs" / config.name / name for name in (FEATURES, RANKINGS)]
+    run(project, config)
+    first = [path.read_bytes() for path in paths]
+    run(project, config)
+    assert [path.read_bytes() for path in paths] == first
+    assert str(project) not in first[0].decode()
 
 
-def test_evaluating_twice_gives_the_same_bytes_and_no_clock_or_folder_in_them(finished):
-    root, config, folder = finished
-    path = root / "results" / config.dataset.name / "metrics" / f"{config.name}.json"
-    run(finished)
-    first, features = path.read_bytes(), folder.features.read_bytes()
-    run(finished)
-    assert path.read_bytes() == first
-    assert folder.features.read_bytes() == features
-    assert str(root) not in first.decode()
-    assert not {"seconds", "images_per_s", "time"} & set(json.loads(first))
-
-
-def test_the_stored_features_are_those_of_the_test_images_in_store_order(finished):
-    root, config, folder = finished
-    run(finished)
-    features = Features.load(folder.features)
-    store = PackedStore.open(root / "data/packed" / config.dataset.name)
+@pytest.mark.parametrize("split", SPLITS)
+def test_scores_are_those_of_the_stored_features_and_the_means_of_those_per_identity(project, split):
+    config = small_run(split=split)
+    record = run(project, config)
+    features = Features.load(project / "runs" / config.name / FEATURES)
+    store = PackedStore.open(project / "data/packed" / config.dataset.name)
     np.testing.assert_array_equal(features.rows, store.rows("test"))
-    np.testing.assert_array_equal(features.pids, store.pids[features.rows])
-    assert features.feat.shape == features.feat_bn.shape == (len(features.rows), 64)
+    images = features.images("after_bn")
+    query, visible = images.of_modality(INFRARED), images.of_modality(VISIBLE)
+    if record["protocol"] == "sysu_mm01":
+        galleries = np.searchsorted(visible.rows, store.galleries["all_single"])
+        sides = query.feat, query.pids, query.camids, visible.feat, visible.pids, visible.camids
+        result = evaluate_sysu(*sides, galleries)
+    else:
+        result = evaluate_regdb(query.feat, query.pids, visible.feat, visible.pids)
+    assert record["settings"][PROTOCOLS[record["protocol"]].ablation]["mean"] == pytest.approx(result.mean, abs=1e-6)
+    kept, setting = record["per_identity"], record["settings"][PROTOCOLS[record["protocol"]].ablation]
+    assert kept["pids"] == [2, 4, 6, 8, 10, 12] and sum(kept["n"]) == setting["n_valid"]
+    for key, metric in (("cmc1", "cmc1"), ("ap", "mAP")):
+        assert np.average(kept[key], weights=kept["n"]) == pytest.approx(setting["mean"][metric], abs=2e-6)
 
 
-def test_an_ideal_model_scores_one_everywhere_and_leaves_no_modality_gap(finished, monkeypatch):
-    def ideal(model, store, rows, config, device):
-        feat = np.eye(store.pids.max() + 1, dtype=np.float32)[store.pids[rows]]
-        return Features(rows, feat, feat, store.pids[rows], store.camids[rows], store.modalities[rows])
-
-    monkeypatch.setattr(evaluate_module, "extract", ideal)
-    record = run(finished)
-    for setting in record["settings"].values():
-        assert set(setting["mean"].values()) == {1.0}
-    assert record["within"]["visible"]["cmc1"] == record["within"]["infrared"]["cmc1"] == 1.0
-    assert record["figure1"]["share"] == 0.0
-
-
-def test_a_model_that_sees_only_the_modality_is_at_chance_across_and_figure_1_holds_for_all(finished, monkeypatch):
-    def blind(model, store, rows, config, device):
-        generator = np.random.default_rng(0)
-        feat = generator.normal(0, 0.01, (len(rows), 16)).astype(np.float32)
-        feat[:, 0] = np.where(store.modalities[rows] == 1, 1.0, -1.0)
-        return Features(rows, feat, feat, store.pids[rows], store.camids[rows], store.modalities[rows])
-
-    monkeypatch.setattr(evaluate_module, "extract", blind)
-    assert run(finished)["figure1"]["share"] == 1.0
-
-
-def test_the_probe_tells_trained_from_untrained_and_sits_at_chance_for_an_ideal_model(finished, monkeypatch):
-    probe = run(finished)["probe"]
-    assert set(probe) == {"pretrained", "before_bn", "after_bn"}
-    assert all(0 <= value <= 1 for value in probe.values())
-
-    def told_apart(model, store, rows, config, device):
-        modality = np.where(store.modalities[rows] == 1, 1.0, -1.0).astype(np.float32)
-        alike = np.ones((len(rows), 2), dtype=np.float32)
-        seen = np.stack([modality, np.ones_like(modality)], axis=1)
-        trained = "pretrained" if torch.equal(model.backbone.conv1.weight, start) else "trained"
-        feat, feat_bn = (seen, seen) if trained == "pretrained" else (alike, seen)
-        return Features(rows, feat, feat_bn, store.pids[rows], store.camids[rows], store.modalities[rows])
-
-    root, config, _ = finished
-    start = load_file(root / "data/weights" / f"{config.dataset.name}.safetensors")["conv1.weight"]
-    monkeypatch.setattr(evaluate_module, "extract", told_apart)
-    assert run(finished)["probe"] == {"pretrained": 1.0, "before_bn": 0.5, "after_bn": 1.0}
-
-
-def test_camera_pairs_stand_in_the_record_of_sysus_layout_only(finished):
-    record = run(finished)
-    if record["layout"] == "regdb":
-        assert "camera_pairs" not in record
-        return
-    pairs = [(pair["query_camera"], pair["gallery_camera"]) for pair in record["camera_pairs"]]
-    assert pairs == [(query, gallery) for query in (3, 6) for gallery in (1, 2, 4, 5)]
-
-
-def test_the_queries_of_the_record_are_infrared_and_their_gallery_is_the_first_of_the_first_setting(finished):
-    root, config, _ = finished
-    record = run(finished)
-    store = PackedStore.open(root / "data/packed" / config.dataset.name)
-    sysu = record["layout"] == "sysu"
-    assert record["queries"]["setting"] == ("all_single" if sysu else "thermal_to_visible")
-    gallery = store.galleries["all_single"][0] if sysu else np.flatnonzero(store.modalities == 0)
-    for one in record["queries"]["best"] + record["queries"]["worst"]:
-        assert store.modalities[one["row"]] == 1
+def test_rankings_name_rows_of_the_store(project):
+    config = small_run()
+    run(project, config)
+    found = json.loads((project / "runs" / config.name / RANKINGS).read_text())
+    store = PackedStore.open(project / "data/packed/synth_sysu")
+    assert found["setting"] == "all_single"
+    for one in found["best"] + found["worst"]:
+        assert store.modalities[one["row"]] == INFRARED
         rows = np.array(one["ranked"]["rows"])
-        assert np.isin(rows, gallery).all()
-        assert one["ranked"]["right"] == (store.pids[rows] == store.pids[one["row"]]).tolist()
-        assert not (sysu and store.camids[one["row"]] == 3 and (store.camids[rows] == 2).any())
+        assert set(rows) <= set(store.galleries["all_single"][0])
+        assert (store.pids[rows] == store.pids[one["row"]]).tolist() == one["ranked"]["right"]
+        if store.camids[one["row"]] == 3:
+            assert 2 not in store.camids[rows]
 
 
-def test_backbone_weights_that_the_run_did_not_start_from_are_refused(finished, tmp_path):
-    root, config, folder = finished
-    elsewhere = {**folders(root), "results": tmp_path / "results", "weights": tmp_path}
-    with pytest.raises(StudyError, match="expected the backbone weights that the run .* started from .* found no file"):
-        evaluate(config, folder, **elsewhere, device="cpu")
-    save_file(ResNet("resnet18", 8).state_dict(), tmp_path / f"{config.dataset.name}.safetensors")
-    with pytest.raises(StudyError, match="started from .* found [0-9a-f]{12}; run `dvc repro`"):
-        evaluate(config, folder, **elsewhere, device="cpu")
-    assert not (tmp_path / "results").exists()
-
-
-def test_features_do_not_depend_on_how_many_images_share_a_forward_pass(finished):
-    root, config, _ = finished
-    store = PackedStore.open(root / "data/packed" / config.dataset.name)
+def test_features_do_not_depend_on_the_batch_and_the_model_is_in_evaluation_mode(project):
+    config = small_run()
+    store, rows = PackedStore.open(project / "data/packed/synth_sysu"), np.arange(20, 40)
     torch.manual_seed(0)
-    model = build_model(config.dataset, 6, None)
-    together = extract(model, store, store.rows("test"), config, "cpu")
-    alone = extract(model, store, store.rows("test")[:1], config, "cpu")
-    np.testing.assert_allclose(together.feat[:1], alone.feat, rtol=1e-4, atol=1e-6)
+    model = build_model(config.resolved(), 6, None).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = [extract(model, store, rows, config.recipe, batch_size=size, device="cpu") for size in (1, 7, 20)]
+    for one in found[1:]:
+        np.testing.assert_allclose(one.feat_bn, found[0].feat_bn, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    np.testing.assert_array_equal(found[0].pids, store.pids[rows])
 
 
-def test_extraction_leaves_the_batch_statistics_alone(finished):
-    root, config, _ = finished
-    store = PackedStore.open(root / "data/packed" / config.dataset.name)
-    model = build_model(config.dataset, 6, None)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    extract(model.train(), store, store.rows("test"), config, "cpu")
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+def test_another_metric_and_other_galleries_are_marked_where_they_apply(project):
+    record = run(project, changed(small_run(), metric="euclidean", galleries="random_seed", trials=3))
+    assert list(record["settings"]) == ["all_single", "indoor_single"]
+    for setting in record["settings"].values():
+        assert (setting["metric"], setting["galleries"]) == ("euclidean", "random_seed")
+        assert len(setting["per_trial"]["mAP"]) == 3
+    regdb = run(project, changed(small_run(split="synth_regdb-1"), galleries="random_seed"))
+    assert "galleries" not in regdb["settings"]["thermal_to_visible"]
 
 
-def test_a_run_trained_on_other_data_is_refused(finished, tmp_path):
-    root, config, folder = finished
-    make_store(tmp_path / config.dataset.name, config.dataset.layout, identities=5)
-    with pytest.raises(StudyError, match="expected the data the run .* was trained on"):
-        evaluate(config, folder, packed=tmp_path, results=tmp_path / "results", device="cpu")
-    assert not (tmp_path / "results").exists()
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_new_data_set_with_a_known_protocol_needs_no_change(project, tmp_path, split):
+    config = small_run(split=split)
+    config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"name": "campus"})})
+    source = split.removesuffix("-1")
+    shutil.copytree(project / "data/packed" / source, tmp_path / "data/packed/campus")
+    (tmp_path / "data/weights").mkdir()
+    shutil.copy(project / f"data/weights/{source}.safetensors", tmp_path / "data/weights/campus.safetensors")
+    finish(tmp_path, config)
+    assert run(tmp_path, config)["dataset"] == "campus"
+
+
+def test_a_new_protocol_is_one_entry(project, monkeypatch):
+    """As LLCM's: a random visible image of each identity and camera; own camera and identity ignored."""
+
+    def score(images, store, evaluation):
+        query, pool = images.of_modality(INFRARED), images.of_modality(VISIBLE)
+        paths = store.manifest["path"].iloc[pool.rows].tolist()
+        drawn = protocols.random_seed_gallery(pool.pids, pool.camids, paths, (1, 2, 4, 5), evaluation.trials)
+        ignore = protocols.same_identity_and_camera
+        return protocols.score_settings(query, pool, {"nir": drawn}, ignore, "identity", evaluation.metric)
+
+    entry = Protocol({"nir": "infrared to visible"}, "nir", {"nir": (INFRARED, VISIBLE)}, score)
+    monkeypatch.setitem(PROTOCOLS, "llcm", entry)
+    config = small_run()
+    config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"protocol": "llcm"})})
+    record = run(project, config)
+    assert (record["protocol"], list(record["settings"])) == ("llcm", ["nir"])
+    assert len(record["settings"]["nir"]["per_trial"]["cmc1"]) == 10
 
 
 @pytest.fixture
-def two_trials(tmp_path: Path):
-    """A RegDB-like store with identities 1..12: trial 1 trains on the odd ones, trial 2 on 1..6; a run of trial 1."""
-    root = make_store(tmp_path / "packed" / "synth_regdb", "regdb")
-    manifest = read_manifest(root / "manifest.csv")
-    manifest["split_2"] = np.where(manifest["pid"] <= 6, "train", "test")
-    manifest.to_csv(root / "manifest.csv", index=False)
-    meta = json.loads((root / META).read_text())
-    atomic_write_json(root / META, {**meta, "content_sha256": content_sha256(root, content_names("regdb"))})
-
-    def score(trained: int, configured: int, split_trial: int | None = None):
-        config = small_config("synth_regdb", trial=configured)
-        folder = RunFolder.of(config, tmp_path / "runs", tmp_path / "build")
-        atomic_write_json(folder.record, training_record("synth_regdb", "baseline", trained))
-        return evaluate(config, folder, packed=root.parent, results=tmp_path / "results", split_trial=split_trial)
-
-    return score
+def copy(project, tmp_path):
+    """A copy to break, and the configuration of its run on RegDB's layout."""
+    return shutil.copytree(project, tmp_path / "copy"), small_run(split="synth_regdb-1")
 
 
-# Trial 1 trains on 1 3 5 7 9 11 and tests on 2 4 6 8 10 12; trial 2 trains on 1..6 and tests on 7..12.
-@pytest.mark.parametrize(
-    ("trained", "configured", "split_trial", "asked"), [(1, 2, None, 2), (1, 1, 2, 2), (2, 1, None, 1), (2, 1, 1, 1)]
-)
-def test_a_model_of_one_trial_is_refused_the_test_images_of_another(
-    two_trials, tmp_path, trained, configured, split_trial, asked
-):
-    with pytest.raises(StudyError) as caught:
-        two_trials(trained, configured, split_trial)
-    sentence = f"a model of trial {trained}, asked to score the test images of trial {asked}: it was trained on 3 of "
-    assert sentence + "their 6 identities" in str(caught.value)
-    assert not (tmp_path / "results").exists()
+def edit_manifest(root, change):
+    """Change the manifest of synth_regdb and make the store consistent again."""
+    folder = root / "data/packed/synth_regdb"
+    change(pd.read_csv(folder / MANIFEST)).to_csv(folder / MANIFEST, index=False)
+    meta = json.loads((folder / META).read_text())
+    (folder / META).write_text(json.dumps({**meta, "content_sha256": content_sha256(folder, meta["files"])}))
 
 
-def test_a_trial_that_the_store_lacks_is_refused_too(two_trials):
-    with pytest.raises(StudyError, match="no split of trial 3; this store has trial 1, 2"):
-        two_trials(1, 1, 3)
+def refused(root, config):
+    shutil.rmtree(root / "records", ignore_errors=True)
+    with pytest.raises(StudyError):
+        run(root, config)
+    assert not (root / "records").exists()
 
 
-def test_asking_for_the_runs_own_trial_is_what_happens_without_asking(finished):
-    root, config, folder = finished
-    assert evaluate(config, folder, **folders(root), device="cpu", split_trial=config.trial) == run(finished)
+def test_another_store_and_other_or_missing_weights_are_refused(copy):
+    root, config = copy
+    weights = root / "data/weights/synth_regdb.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    refused(root, config)
+    save_file(ResNet("resnet18", 8).state_dict(), weights)
+    refused(root, config)
+    weights.write_bytes(content)
+    run(root, config)
+    edit_manifest(root, lambda table: table.assign(path="moved/" + table["path"]))
+    refused(root, config)
 
 
-def test_a_default_record_does_not_mention_what_was_not_used(finished):
-    for setting in run(finished)["settings"].values():
-        assert not {"galleries", "rerank"} & set(setting)
+def test_a_test_identity_that_was_trained_on_is_refused(copy):
+    root, config = copy
+    edit_manifest(root, lambda table: table.replace({"pid": {2: 1}}))
+    finish(root, config)
+    refused(root, config)
 
 
-def test_galleries_by_random_seed_are_single_shot_and_named_in_every_setting(finished):
-    default, record = run(finished), run(finished, galleries="random_seed")
-    assert record.pop("evaluation") == {**default.pop("evaluation"), "galleries": "random_seed"}
-    if record["layout"] == "regdb":  # has no random galleries
-        assert record == default
-        return
-    assert set(record["settings"]) == {"all_single", "indoor_single"}
-    for name, setting in record["settings"].items():
-        usual = default["settings"][name]
-        assert setting["galleries"] == "random_seed"
-        assert set(setting) - {"galleries"} == set(usual)
-        assert setting["per_trial"] != usual["per_trial"]
-        for key in ("gallery_size", "n_query", "n_valid"):
-            assert setting[key] == usual[key]
-    left_out = {"settings": None, "queries": None}
-    assert {**record, **left_out} == {**default, **left_out}
+def test_a_model_of_another_trial_or_configuration_is_refused(copy):
+    root, config = copy
+    edit_manifest(root, lambda table: table.assign(split_2=table["split_1"].map({"train": "test", "test": "train"})))
+    finish(root, config)
+    second = config.model_copy(update={"trial": 2})
+    shutil.copytree(root / "runs" / config.name, root / "runs" / second.name)
+    refused(root, second)
+    refused(root, config.model_copy(update={"losses": {"L_id": {"weight": 2.0}}}))
+    refused(root, config.model_copy(update={"seed": 5}))  # not trained
 
 
-def by_protocol(finished, rerank):
-    """Means of every setting as the protocol gives them for the features that the run left."""
-    root, config, folder = finished
-    features, store = Features.load(folder.features), PackedStore.open(root / "data/packed" / config.dataset.name)
-    feat, pids, camids = features.feat_bn, features.pids, features.camids
-    infrared = features.modalities == INFRARED
-    query, gallery = (feat[infrared], pids[infrared]), (feat[~infrared], pids[~infrared])
-    if config.dataset.layout == "regdb":
-        directions = {"thermal_to_visible": (*query, *gallery), "visible_to_thermal": (*gallery, *query)}
-        return {name: evaluate_regdb(*sides, rerank=rerank).mean for name, sides in directions.items()}
-    galleries = {name: np.searchsorted(features.rows[~infrared], rows) for name, rows in store.galleries.items()}
-    sides = (*query, camids[infrared], *gallery, camids[~infrared])
-    return {name: evaluate_sysu(*sides, one, rerank=rerank).mean for name, one in galleries.items()}
+@pytest.mark.parametrize("protocol", ["regbd", "sysu_mm01"])  # unknown; without galleries in the store
+def test_a_protocol_that_cannot_score_the_data_set_is_refused(copy, protocol):
+    root, config = copy
+    refused(root, config.model_copy(update={"dataset": config.dataset.model_copy(update={"protocol": protocol})}))
 
 
-def test_a_reranked_record_says_so_in_every_setting_and_only_settings_change(finished):
-    default, record = run(finished), run(finished, rerank=Rerank(20, 6, 0.3))
-    assert set(record["settings"]) == set(default["settings"])
-    for name, setting in record["settings"].items():
-        assert setting["rerank"] == {"k1": 20, "k2": 6, "lambda_value": 0.3}
-        assert setting["chance_rank1"] == default["settings"][name]["chance_rank1"]
-    assert {name: one["mean"] for name, one in record["settings"].items()} == by_protocol(finished, Rerank(20, 6, 0.3))
-    assert {name: one["mean"] for name, one in default["settings"].items()} == by_protocol(finished, None)
-    assert by_protocol(finished, Rerank(20, 6, 0.3)) != by_protocol(finished, None)
-    assert record.pop("evaluation") == {**default.pop("evaluation"), "rerank": dataclasses.asdict(Rerank(20, 6, 0.3))}
-    left_out = {"settings": None}
-    assert {**record, **left_out} == {**default, **left_out}
-
-
-def test_a_run_that_was_never_trained_says_what_makes_it(finished, tmp_path):
-    root, config, _ = finished
-    with pytest.raises(StudyError, match=r"record\.json is missing; .* `dvc repro`"):
-        evaluate(config, RunFolder.of(config, tmp_path, tmp_path), packed=root / "data/packed", results=tmp_path)
-
-
-def test_an_empty_split_is_refused_before_any_feature_is_computed(finished):
-    root, config, _ = finished
-    store = PackedStore.open(root / "data/packed" / config.dataset.name)
-    with pytest.raises(StudyError, match="expected images to extract features of, found none"):
-        extract(build_model(config.dataset, 6, None), store, np.empty(0, dtype=np.int64), config, "cpu")
+def test_a_damaged_model_and_features_that_are_not_finite_are_refused(copy):
+    root, config = copy
+    path = root / "runs" / config.name / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    refused(root, config)
+    numbers = np.arange(3)
+    features = Features(numbers, np.ones((3, 2)), np.array([[1, 0], [np.nan, 0], [0, 1]]), numbers, numbers, numbers)
+    features.save(root / FEATURES)
+    found = Features.load(root / FEATURES)
+    np.testing.assert_array_equal(found.images("before_bn").feat, features.feat)
+    with pytest.raises(StudyError):
+        found.images("after_bn")
+    for broken in ("none.npz", "data/weights/synth_regdb.safetensors"):
+        with pytest.raises(StudyError):
+            Features.load(root / broken)

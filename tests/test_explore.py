@@ -1,299 +1,256 @@
-"""Exploring finished runs: what is computed agrees with the study's own functions, and controls change their panels."""
-
-from __future__ import annotations
+"""What is shown of finished runs agrees with the study's functions; controls redraw what they change."""
 
 import dataclasses
-import inspect
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import papermill
 import pytest
-from fixtures.finished import write_finished
-from fixtures.notebooks import run_notebook
+from finished import ROOT, run_notebook, write_finished
 
-from danet_core import distances
-from danet_core import exploration as looking
-from danet_core.config import load_study
-from danet_core.exploration import Exploration, MissingRun
-from danet_core.explore import Explorer
-from danet_core.files import StudyError
-from danet_core.protocols import evaluate_regdb, evaluate_sysu
-from danet_core.style import StudyFigure
+from danet_study import analysis, explore, figures
+from danet_study.config import load_study
+from danet_study.explore import Exploration, Explorer
+from danet_study.files import StudyError
+from danet_study.protocols import evaluate_regdb, score_settings
 
-ROOT = Path(__file__).resolve().parent.parent
 STUDY = load_study(ROOT / "params.yaml")
-PANELS = ("table", "distances", "projection", "claim", "baseline", "b_ml_cc")
+LABELS = {name: row.label for name, row in STUDY.rows.items()}
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory):
     return write_finished(tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture(scope="module")
-def exploration(project: Path) -> Exploration:
+def exploration(project):
     return Exploration(STUDY, project)
 
 
 @pytest.fixture
-def explorer(project: Path) -> Explorer:
-    return Explorer(STUDY, project, dataset="synth_sysu", variants=["baseline", "b_ml_cc"])
+def explorer(project):
+    made = Explorer(STUDY, project, split="synth_sysu-1", variants=["baseline", "b_ml_cc"])
+    yield made
+    made.preparing.join()
 
 
-def shown(explorer: Explorer) -> dict[str, Any]:
-    panels = {"table": explorer.table, "distances": explorer.distances, "projection": explorer.projection}
-    return {name: panel.value for name, panel in {**panels, "claim": explorer.claim, **explorer.ranked}.items()}
+def shown(explorer):
+    names = ("table", "distances", "plane", "gap", "galleries")
+    return {name: getattr(explorer, name).value for name in names}
 
 
-def changed(explorer: Explorer, before: dict[str, Any]) -> set[str]:
-    return {name for name, value in shown(explorer).items() if value != before.get(name)}
+def changed(explorer, before):
+    return {name for name, value in shown(explorer).items() if value != before[name]}
 
 
 # -------------------- what is computed
 
 
-def test_the_runs_found_are_those_with_features_in_the_order_of_the_parameters(exploration: Exploration) -> None:
+def test_runs_are_found_by_name_in_the_order_of_trials_and_variants(project, exploration):
     assert exploration.runs == {
-        "synth_sysu": {(1, 0): ("baseline", "b_cc", "b_ml_cc")},
-        "synth_regdb": {(1, 0): ("baseline",), (2, 0): ("baseline", "b_ml_cc")},
+        ("synth_regdb-2", 0): ("baseline",),
+        ("synth_regdb-10", 0): ("baseline", "b_ml_cc"),
+        ("synth_regdb-10", 1): ("b_ml_cc",),
+        ("synth_sysu-1", 0): ("baseline", "b_cc", "b_ml_cc"),
     }
+    assert list(exploration.runs)[0][0] == "synth_regdb-2"
 
 
-def test_what_is_left_out_of_a_choice_is_the_first_there_is(exploration: Exploration) -> None:
-    choice = exploration.choose("synth_regdb")
-    assert (choice.trial, choice.seed, choice.variants) == (1, 0, ("baseline",))
-    assert (choice.setting, choice.feature, choice.metric) == ("thermal_to_visible", "after_bn", "cosine")
-    assert choice.pid == 2 and choice.query in exploration.queries("synth_regdb", "thermal_to_visible", 1, 0, 2)
-    assert exploration.choose("synth_regdb", trial=2).variants == ("baseline", "b_ml_cc")
+def test_what_a_choice_leaves_out_is_the_first_there_is(exploration):
+    choice = exploration.choose("synth_regdb-10")
+    assert (choice.seed, choice.variants, choice.setting) == (0, ("baseline", "b_ml_cc"), "thermal_to_visible")
+    store = exploration.store("synth_regdb-10")
+    assert store.pids[choice.query] == choice.pid == 2 and store.modalities[choice.query] == 1
+    assert exploration.choose("synth_regdb-10", seed=1).variants == ("b_ml_cc",)
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("split", "options"),
     [
-        ({"dataset": "nowhere"}, "nowhere"),
-        ({"variants": ["b_c"]}, "b_c"),
-        ({"setting": "thermal_to_visible"}, "expected one of all_single, all_multi, indoor_single, indoor_multi"),
-        ({"pid": 3}, r"identity 3 has no query in all_single of synth_sysu; expected one of \[2, 4"),
-        ({"top": 0}, "at least one image of a ranked list, found 0"),
+        ("nowhere-1", {}),
+        ("synth_sysu-1", {"variants": ["b_c"]}),
+        ("synth_sysu-1", {"variants": ["b_ml"]}),  # not run
+        ("synth_sysu-1", {"seed": 7}),
+        ("synth_sysu-1", {"setting": "thermal_to_visible"}),
+        ("synth_sysu-1", {"pid": 3}),  # a training identity
+        ("synth_sysu-1", {"metric": "manhattan"}),
+        ("synth_sysu-1", {"feature": "feat"}),
     ],
 )
-def test_an_unknown_value_is_refused_by_name(project: Path, given: dict, message: str) -> None:
-    with pytest.raises(StudyError, match=message) as caught:
-        Explorer(STUDY, project, **{"dataset": "synth_sysu", **given})
-    assert not isinstance(caught.value, MissingRun)
-
-
-@pytest.mark.parametrize(("what", "known"), [("feature", "after_bn"), ("metric", "cosine"), ("colour", "modality")])
-def test_an_unknown_option_is_refused_with_the_known_ones(exploration: Exploration, what: str, known: str) -> None:
-    choose = inspect.unwrap(Exploration.choose)  # without the tests' own check of types
-    with pytest.raises(StudyError, match=f"{what} 'other': expected one of {known}, "):
-        choose(exploration, "synth_sysu", **{what: "other"})
+def test_an_unknown_name_is_refused(project, split, options):
+    with pytest.raises(StudyError):
+        Explorer(STUDY, project, split=split, **options)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_the_average_precision_of_all_queries_is_the_protocols_map(exploration: Exploration, metric: str) -> None:
-    for dataset, setting in (("synth_sysu", "indoor_multi"), ("synth_regdb", "visible_to_thermal")):
-        features = exploration.features(dataset, "baseline", 1, 0)
-        queries, gallery = exploration.sides(dataset, setting, 1, 0)
-        q, g = ((features.feat_bn[at], features.pids[at], features.camids[at]) for at in (queries, gallery))
-        if dataset == "synth_sysu":
-            scored = evaluate_sysu(*q, *g, np.arange(len(gallery))[None], distance=metric)
-        else:
-            scored = evaluate_regdb(*q[:2], *g[:2], distance=metric)
-        found = []
-        for at in queries.tolist():
-            choice = exploration.choose(dataset, setting=setting, metric=metric, pid=int(features.pids[at]))
-            choice = dataclasses.replace(choice, query=int(features.rows[at]))
-            ranked = exploration.ranking(choice, "baseline")
-            found.append(ranked.average_precision)
-            if dataset == "synth_sysu" and features.camids[at] == 3:
-                assert set(exploration.store(dataset).camids[ranked.ignored]) == {2}
-            else:
-                assert len(ranked.ignored) == 0
-        assert np.nanmean(found) == pytest.approx(scored.mean["mAP"])
+@pytest.mark.parametrize(
+    ("split", "setting"), [("synth_sysu-1", "indoor_multi"), ("synth_regdb-2", "visible_to_thermal")]
+)
+def test_the_mean_precision_of_all_galleries_is_the_protocols_map(exploration, metric, split, setting):
+    query, gallery = exploration.sides(split, "baseline", 0, "after_bn", setting)
+    ignore = exploration.protocol(split).ignore
+    if "regdb" in split:
+        scored = evaluate_regdb(query.feat, query.pids, gallery.feat, gallery.pids, metric=metric)
+    else:
+        everyone = {setting: np.arange(len(gallery))[None]}
+        scored = score_settings(query, gallery, everyone, ignore, "identity", metric)[setting]
+    found, n_ignored = [], ignore(query, gallery).sum(1)
+    for row, pid, n in zip(query.rows.tolist(), query.pids.tolist(), n_ignored, strict=True):
+        choice = exploration.choose(split, pid=pid, setting=setting, metric=metric)
+        heading, asked, tiles = exploration.gallery(dataclasses.replace(choice, query=row, top=99), "baseline")
+        right = np.array([tile.mark == "right" for tile in tiles if tile.mark != "ignored"])
+        ranks = np.flatnonzero(right) + 1
+        found.append((np.arange(1, len(ranks) + 1) / ranks).mean())
+        assert sum(tile.mark == "ignored" for tile in tiles) == min(n, explore.IGNORED_SHOWN)
+        assert f"AP {100 * found[-1]:.1f} %" in heading and asked.mark == "query"
+    assert np.nanmean(found) == pytest.approx(scored.mean["mAP"])
 
 
-def test_the_table_holds_the_distances_of_the_chosen_feature(exploration: Exploration) -> None:
-    choice = exploration.choose("synth_sysu", variants=["baseline", "b_cc"], feature="before_bn", metric="euclidean")
-    table = exploration.table(choice)
-    features = exploration.features("synth_sysu", "b_cc", 1, 0)
-    arrays = features.feat, features.pids, features.modalities
-    expected = distances.distance_distributions(*arrays, metric="euclidean")
-    row = table.loc["B + CC"]
-    assert list(table.index) == ["Baseline", "B + CC"]
-    assert row["mean distance", "same identity, other modality"] == pytest.approx(expected.kinds["same_cross"].mean)
+def test_the_gallery_shows_the_crops_of_the_store(exploration):
+    choice = exploration.choose("synth_sysu-1", top=4)
+    _, query, tiles = exploration.gallery(choice, "b_cc")
+    store = exploration.store("synth_sysu-1")
+    np.testing.assert_array_equal(query.image, store.images[choice.query].transpose(1, 2, 0))
+    assert [tile.mark for tile in tiles][4:] == ["ignored"] * explore.IGNORED_SHOWN  # the first query is of camera 3
+    assert all("cam 2" in tile.caption for tile in tiles[4:]) and not any("cam 2" in tile.caption for tile in tiles[:4])
+
+
+def test_the_table_has_the_distances_of_the_chosen_feature_over_common_bins(exploration):
+    choice = exploration.choose("synth_sysu-1", variants=["baseline", "b_cc"], feature="before_bn", metric="euclidean")
+    row = exploration.table(choice).loc[LABELS["b_cc"]]
+    images = exploration.images("synth_sysu-1", "b_cc", 0, "before_bn")
+    arrays = images.feat, images.pids, images.modalities
+    expected = analysis.distance_distributions(*arrays, metric="euclidean")
+    assert row["mean distance", analysis.KINDS["same_cross"]] == pytest.approx(expected.kinds["same_cross"].mean)
     separation = expected.separation("same_cross", "different_cross")
-    assert row["same or different, other modality", "d′"] == pytest.approx(separation.d_prime)
-    share = distances.centre_claim(*arrays)["share"]
-    assert row["Figure 1's claim", "share of identities"] == share
-    edges = [one.edges for one in exploration.distributions(choice).values()]
-    np.testing.assert_array_equal(*edges)
+    assert row["across modalities", "d′"] == pytest.approx(separation.d_prime)
+    assert row["modality gap > nearest identity", "share of identities"] == analysis.modality_gap(*arrays)["nearest"]
+    found = [exploration.distributions("synth_sysu-1", v, 0, "before_bn", "euclidean") for v in choice.variants]
+    np.testing.assert_array_equal(found[0].edges, found[1].edges)
 
 
-def test_every_figure_can_be_had_without_controls_and_says_synthetic(exploration: Exploration) -> None:
-    figures = exploration.figures(exploration.choose("synth_sysu", variants=["b_cc"], colour="identity"))
-    assert set(figures) == {"distances", "projection", "claim", "ranked_b_cc"}
-    for figure in figures.values():
-        assert isinstance(figure, StudyFigure)
-        assert "synthetic" in figure._suptitle.get_text()  # type: ignore[attr-defined]
+@pytest.mark.parametrize("color", ["modality", "identity"])
+def test_every_figure_is_available_without_controls_and_says_synthetic(exploration, color):
+    made = exploration.figures(exploration.choose("synth_sysu-1", variants=["b_cc"], color=color))
+    assert set(made) == {"distances", "plane", "gap", "ranked_b_cc"}
+    assert all(figures.SYNTHETIC in figure._suptitle.get_text() for figure in made.values())
 
 
-def test_the_ranked_list_marks_right_and_wrong_and_names_what_a_camera_hides(exploration: Exploration) -> None:
-    choice = exploration.choose("synth_sysu", pid=4, setting="all_multi", top=7)  # its first query is of camera 3
-    figure = exploration.ranked_figure(choice, "baseline")
-    told = [text.get_text() for text in figure.axes[0].texts][::2]
-    assert told[0] == "query" and len(told) == 1 + 7 + looking.IGNORED_SHOWN
-    assert all(word.endswith(("✓", "✗")) for word in told[1:8]) and all(word.endswith("ignored") for word in told[8:])
-    title = figure._suptitle.get_text()  # type: ignore[attr-defined]
-    assert "Baseline: identity 4" in title and "images of camera 2 are ignored" in title
-    names = [text.get_text() for text in figure.axes[0].texts][1::2]
-    assert names[0].startswith("3/4/") and all(name.startswith("2/") for name in names[8:])
+def test_the_gap_figure_has_the_distances_of_the_identitys_centers(exploration):
+    choice = exploration.choose("synth_sysu-1", variants=["b_cc"], pid=4)
+    gaps = exploration.gaps("synth_sysu-1", "b_cc", 0, "after_bn")
+    drawn = {line.get_label(): line.get_xdata() for line in exploration.gap_figure(choice).axes[0].get_lines()}
+    row = gaps.row(4)
+    assert list(drawn["same identity, other modality"]) == [gaps.cross[row]] * 2
+    np.testing.assert_array_equal(drawn["nearest of these"], gaps.nearest[:, row])
+    assert len(drawn["another identity, same modality"]) == 2 * (len(gaps.pids) - 1)
 
 
-def test_damaged_features_and_features_of_other_images_are_refused(project: Path, tmp_path: Path) -> None:
+def test_damaged_features_and_features_of_other_images_are_refused(project, tmp_path):
     copy = shutil.copytree(project, tmp_path / "copy")
-    path = copy / "runs/synth_sysu/b_cc-t1-s0/features.npz"
+    path = copy / "runs/synth_sysu-1-b_cc-0/features.npz"
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(StudyError, match=r"b_cc-t1-s0/features.npz is damaged .* run `dvc repro`"):
-        Exploration(STUDY, copy).features("synth_sysu", "b_cc", 1, 0)
-    record = copy / "runs/synth_sysu/baseline-t1-s0/record.json"
-    sha = Exploration(STUDY, project).store("synth_sysu").meta["content_sha256"]
+    with pytest.raises(StudyError):
+        Exploration(STUDY, copy).images("synth_sysu-1", "b_cc", 0, "after_bn")
+    record = copy / "runs/synth_sysu-1-baseline-0/record.json"
+    sha = Exploration(STUDY, copy).store("synth_sysu-1").meta["content_sha256"]
     record.write_text(record.read_text().replace(sha, "0" * 64))
-    with pytest.raises(StudyError, match="expected features of the images in .* found those of other images"):
-        Exploration(STUDY, copy).choose("synth_sysu")
+    with pytest.raises(StudyError):
+        Exploration(STUDY, copy).choose("synth_sysu-1")
 
 
 # -------------------- controls
 
 
-def test_the_first_look_shows_every_panel_and_the_epoch(explorer: Explorer) -> None:
+def test_the_first_look_shows_every_panel(explorer):
     first = shown(explorer)
-    assert set(first) == set(PANELS)
-    assert all(bytes(value).startswith(b"\x89PNG") for name, value in first.items() if name != "table")
-    assert "B\u00a0+\u00a0ML\u00a0+\u00a0CC" in explorer.table.value and "overlap" in explorer.table.value
-    assert "epoch 14 of 14, the only one kept" in explorer.status.value
-    assert explorer.variants["b_cc"].value is False
+    assert all(bytes(first[name]).startswith(b"\x89PNG") for name in ("distances", "plane", "gap"))
+    assert "overlap" in first["table"] and first["galleries"].count("<figure") == 2 * (1 + 10 + explore.IGNORED_SHOWN)
+    assert figures.SYNTHETIC in explorer.status.value
 
 
-def test_a_control_draws_again_what_it_touches_and_nothing_else(explorer: Explorer) -> None:
-    pairs = {"table", "distances", "projection", "baseline", "b_ml_cc"}
-    ranked = {"baseline", "b_ml_cc"}
-    for control, value, touched in (
-        (explorer.metric, "euclidean", pairs),
-        (explorer.feature, "before_bn", pairs | {"claim"}),
-        (explorer.colour, "identity", {"projection"}),
-        (explorer.identity, 8, {"projection", "claim"} | ranked),
-        (explorer.setting, "indoor_multi", ranked),
-        (explorer.top, 5, ranked),
-        (explorer.query_number, 2, ranked),
-        (explorer.colour, "modality", {"projection"}),
+def test_a_control_redraws_what_it_changes_and_nothing_else(explorer):
+    for control, value, expected in (
+        ("metric", "euclidean", {"table", "distances", "plane", "galleries"}),
+        ("feature", "before_bn", {"table", "distances", "plane", "gap", "galleries"}),
+        ("color", "identity", {"plane"}),
+        ("pid", 8, {"plane", "gap", "galleries"}),
+        ("setting", "indoor_multi", {"galleries"}),
+        ("top", 5, {"galleries"}),
+        ("color", "modality", {"plane"}),
     ):
         before = shown(explorer)
-        control.value = value
-        assert changed(explorer, before) == touched, control.description
-        assert "the only one kept" in explorer.status.value
-
-
-def test_slider_and_list_choose_the_same_query(explorer: Explorer) -> None:
-    rows = list(explorer.exploration.queries("synth_sysu", "all_single", 1, 0, 2))
-    assert explorer.query_number.max == len(rows) == 6
-    explorer.query_number.value = 4
-    assert explorer.query.value == rows[3] and explorer.choice.query == rows[3]  # type: ignore[union-attr]
-    explorer.query.value = rows[1]
-    assert explorer.query_number.value == 2
-    explorer.identity.value = 6
-    assert explorer.query_number.value == 1 and explorer.choice.pid == 6  # type: ignore[union-attr]
-
-
-def test_a_variant_is_added_beside_the_others_and_taken_away(explorer: Explorer) -> None:
+        explorer.controls[control].value = value
+        assert changed(explorer, before) == expected, control
+        assert getattr(explorer.choice, control) == value
+    queries = [row for _, row in explorer.controls["query"].options]
     before = shown(explorer)
-    explorer.variants["b_cc"].value = True
-    assert changed(explorer, before) == {"table", "distances", "projection", "claim", "b_cc"}
-    assert "B\u00a0+\u00a0CC" in explorer.table.value
-    for box in explorer.variants.values():
-        box.value = False
-    assert "tick at least one" in explorer.status.value
-    explorer.variants["b_cc"].value = True
-    assert (
-        "B\u00a0+\u00a0CC" in explorer.table.value
-        and "Baseline" not in explorer.table.value
-        and "the only one kept" in explorer.status.value
-    )
+    explorer.controls["query"].value = queries[1]
+    assert changed(explorer, before) == {"galleries"} and explorer.choice.query == queries[1]
 
 
-def test_what_another_look_at_the_run_may_ask_for_is_computed_beside_the_controls(explorer: Explorer) -> None:
-    for dataset in ("synth_sysu", "synth_regdb"):
-        explorer.dataset.value = dataset
-        assert explorer.choice is not None
-        explorer.preparing[dataset, 1, 0].join()
-        variants = explorer.exploration.variants(dataset, 1, 0)
-        for feature in looking.FEATURES:
-            for metric in looking.METRICS:
-                other = dataclasses.replace(explorer.choice, variants=variants, feature=feature, metric=metric)
-                assert explorer.exploration.pending(other) == []
+def test_a_figure_that_keeps_the_layout_of_an_earlier_one_is_drawn_like_it(explorer):
+    found = explorer.exploration
+    for make in (found.distances_figure, found.plane_figure, found.gap_figure):
+        explorer._positions.clear()
+        first = explorer._png(make, explorer.choice)
+        assert explorer._positions and explorer._png(make, explorer.choice) == first
 
 
-def test_another_data_set_brings_its_own_runs_and_settings(explorer: Explorer) -> None:
-    explorer.dataset.value = "synth_regdb"
-    assert explorer.setting.value == "thermal_to_visible"
-    assert [value for _, value in explorer.trial.options] == [1, 2]
-    assert explorer.choice.variants == ("baseline",)  # type: ignore[union-attr]
-    assert explorer.variants["b_cc"].disabled and explorer.variants["b_ml_cc"].disabled
-    explorer.trial.value = 2
-    assert not explorer.variants["b_ml_cc"].disabled
+def test_a_variant_is_added_and_all_removed_is_an_error_that_another_tick_mends(explorer):
+    before = shown(explorer)
+    explorer.ticks["b_cc"].value = True
+    assert changed(explorer, before) == set(before)
+    assert LABELS["b_cc"].replace(" ", "\u00a0") in explorer.table.value
+    for tick in explorer.ticks.values():
+        tick.value = False
+    assert "tick" in explorer.status.value
+    explorer.ticks["b_cc"].value = True
+    assert explorer.choice.variants == ("b_cc",) and figures.SYNTHETIC in explorer.status.value
 
 
-def test_what_goes_wrong_later_is_said_in_a_sentence_and_mended_by_another_choice(
-    project: Path, tmp_path: Path
-) -> None:
+def test_another_split_has_its_own_runs_and_settings(explorer):
+    explorer.controls["split"].value = "synth_regdb-2"
+    assert explorer.choice.setting == "thermal_to_visible" and explorer.choice.variants == ("baseline",)
+    assert explorer.ticks["b_ml_cc"].disabled
+    explorer.controls["split"].value = "synth_regdb-10"
+    assert not explorer.ticks["b_ml_cc"].disabled
+    assert [seed for _, seed in explorer.controls["seed"].options] == [0, 1]
+
+
+def test_everything_of_a_split_is_computed_in_the_background(explorer, monkeypatch):
+    explorer.preparing.join()
+    monkeypatch.setattr(analysis, "distance_distributions", None)
+    monkeypatch.setattr(analysis, "principal_plane", None)
+    for name, value in (("metric", "euclidean"), ("feature", "before_bn"), ("metric", "cosine")):
+        explorer.controls[name].value = value
+    explorer.ticks["b_cc"].value = True
+    assert figures.SYNTHETIC in explorer.status.value
+
+
+def test_a_damaged_run_is_reported_when_chosen(project, tmp_path):
     copy = shutil.copytree(project, tmp_path / "copy")
-    explorer = Explorer(STUDY, copy, dataset="synth_sysu", variants=["baseline"])
-    path = copy / "runs/synth_sysu/b_cc-t1-s0/features.npz"
-    path.write_bytes(b"PK\x03\x04 broken")
-    explorer.variants["b_cc"].value = True
-    assert "features.npz is damaged" in explorer.status.value
-    explorer.variants["b_cc"].value = False
-    assert "the only one kept" in explorer.status.value
+    (copy / "runs/synth_sysu-1-b_cc-0/features.npz").write_bytes(b"PK\x03\x04 broken")
+    explorer = Explorer(STUDY, copy, split="synth_sysu-1", variants=["baseline"])
+    explorer.ticks["b_cc"].value = True
+    assert "damaged" in explorer.status.value
+    explorer.ticks["b_cc"].value = False
+    assert figures.SYNTHETIC in explorer.status.value
+    explorer.preparing.join()
 
 
-@pytest.mark.parametrize("dataset", ["synth_sysu", "sysu"])
-def test_without_a_run_it_says_what_to_run(project: Path, tmp_path: Path, dataset: str) -> None:
-    explorer = Explorer(STUDY, tmp_path if dataset == "synth_sysu" else project, dataset=dataset)
-    assert f"{dataset} has no finished run" in explorer.app.value and "`make repro`" in explorer.app.value
-    assert explorer.choice is None and explorer.figures() == {} and explorer.save(tmp_path / "out") == []
-    assert not (tmp_path / "out").exists()
+def test_without_a_run_the_explorer_says_what_to_do(project, tmp_path):
+    for split, root in (("synth_sysu-1", tmp_path), ("regdb-3", project)):
+        explorer = Explorer(STUDY, root, split=split)
+        assert split in explorer.app.value and "make repro" in explorer.app.value
+        assert explorer.choice is None and explorer.figures() == {} and explorer.save(tmp_path / "out") == []
 
 
-def test_a_variant_that_has_not_run_is_named_with_those_that_have(project: Path) -> None:
-    explorer = Explorer(STUDY, project, dataset="synth_sysu", variants=["b_ml"])
-    assert "no finished run of b_ml; there is: baseline, b_cc, b_ml_cc" in explorer.app.value
-
-
-# -------------------- the notebook
-
-
-def test_the_notebook_makes_every_figure_from_top_to_bottom(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    executed = papermill.execute_notebook(
-        ROOT / "notebooks/06_explore_distances.ipynb",
-        tmp_path / "executed.ipynb",
-        parameters={"params": str(ROOT / "params.yaml"), "out": str(tmp_path / "out")},
-        cwd=project,
-        progress_bar=False,
-    )
-    stems = ("distances", "projection", "claim", "ranked_baseline", "ranked_b_ml_cc")
-    written = {path.name for path in (tmp_path / "out").iterdir()}
+def test_notebook_06_writes_every_figure(project, tmp_path, monkeypatch):
+    monkeypatch.chdir(project)
+    values = run_notebook("06_explore_distances", params=str(ROOT / "params.yaml"), out=str(tmp_path / "out"))
+    stems = ("distances", "plane", "gap", "ranked_baseline", "ranked_b_ml_cc")
+    written = {path.name for path in Path(tmp_path / "out").iterdir()}
     assert written == {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "pdf")}
-    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == len(stems)
-    assert any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs)
-
-
-def test_the_notebook_also_runs_where_there_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run_notebook("06_explore_distances.ipynb", tmp_path, STUDY, monkeypatch, dataset="synth_regdb") == []
-    assert not list(tmp_path.iterdir())
+    values["explorer"].preparing.join()

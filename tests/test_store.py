@@ -1,239 +1,224 @@
-"""danet_core.store: what is opened is what was packed, or an error that says what to do."""
+"""A packed store is used as it was packed or not at all; images are decoded as they are meant to be seen."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-from danet_core.files import StudyError
-from danet_core.store import PackedStore, StoreError, galleries_bytes, partial_path
-from data_prep import store_writer
-from data_prep.store_writer import StoreWriter
-
-H, W, CHUNK = 4, 3, 4
-META = {
-    "dataset": "tiny",
-    "layout": "sysu",
-    "synthetic": True,
-    "partial": False,
-    "counts": {},
-    "interpolation": "bilinear",
-}
+from danet_study.files import (
+    StudyError,
+    atomic_path,
+    atomic_write_json,
+    exclusive,
+    read_json,
+    replace_folder,
+    sha256_json,
+)
+from danet_study.store import GALLERIES, IMAGES, MANIFEST, META, PackedStore, content_sha256, decode, printable
+from tests.stores import make_store
 
 
-def tiny_manifest(n: int) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "row": np.arange(n),
-            "path": [f"cam1/0001/{i:04d}.jpg" for i in range(n)],
-            "pid": np.arange(n) // 2 + 1,
-            "camid": [3 if i % 2 else 1 for i in range(n)],
-            "modality": ["infrared" if i % 2 else "visible" for i in range(n)],
-            "split_1": ["train"] * (n - 4) + ["val"] * 2 + ["test"] * 2,
-        }
-    )
-
-
-def pixels(n: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (n, 3, H, W), dtype=np.uint8)
-
-
-def galleries() -> dict[str, np.ndarray]:
-    return {"all_single": np.arange(20, dtype=np.int32).reshape(10, 2), "indoor_single": np.zeros((10, 1), np.int32)}
-
-
-def open_writer(root: Path, n: int) -> StoreWriter:
-    return StoreWriter(root, (n, 3, H, W), "what is packed", CHUNK)
-
-
-def write_chunk(writer: StoreWriter, images: np.ndarray, chunk: int, source: str = "source") -> None:
-    rows = writer.rows(chunk)
-    data = images[rows.start : rows.stop].tobytes()
-    with writer.images_path.open("rb+") as file:
-        file.seek(writer.offset_of(chunk))
-        file.write(data)
-    writer.finish_chunk(chunk, source, hashlib.sha256(data).hexdigest())
-
-
-def make_store(root: Path, n: int = 10) -> Path:
-    writer, images = open_writer(root, n), pixels(n)
-    for chunk in range(writer.n_chunks):
-        write_chunk(writer, images, chunk)
-    writer.commit(tiny_manifest(n), galleries(), META)
-    return root
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("packed") / "synth_sysu")
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_store(tmp_path / "packed" / "tiny")
+def copy(packed, tmp_path):
+    return shutil.copytree(packed, tmp_path / "synth_sysu")
 
 
-def test_a_written_store_opens_with_the_same_content(root: Path) -> None:
-    store = PackedStore.open(root)
-    assert isinstance(store.images, np.memmap)
-    assert store.images.flags.c_contiguous
-    np.testing.assert_array_equal(store.images, pixels(10))
-    pd.testing.assert_frame_equal(store.manifest, tiny_manifest(10), check_dtype=False)
-    assert store.pids.tolist() == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
-    assert store.camids.tolist() == [1, 3] * 5
-    assert store.modalities.tolist() == [0, 1] * 5
-    assert {a.dtype for a in (store.pids, store.camids, store.modalities)} == {np.dtype(np.int64)}
-    assert store.galleries.keys() == galleries().keys()
-    for name, rows in galleries().items():
-        np.testing.assert_array_equal(store.galleries[name], rows)
-    assert (store.meta["n"], store.meta["height"], store.meta["width"]) == (10, H, W)
-    assert sorted(path.name for path in root.parent.iterdir()) == ["tiny"]
-    assert sorted(path.name for path in root.iterdir()) == ["galleries.npz", "images.npy", "manifest.csv", "meta.json"]
+def repack(root, change) -> None:
+    """Write `change`d meta with the hash that fits, as a packer with an error would."""
+    meta = read_json(root / META)
+    change(meta)
+    atomic_write_json(root / META, {**meta, "content_sha256": content_sha256(root, meta["files"])})
 
 
-def test_the_images_cannot_be_written_through_the_store(root: Path) -> None:
-    with pytest.raises(ValueError, match="read-only"):
-        PackedStore.open(root).images[0] = 0
+def test_a_store_gives_back_images_and_their_identities(packed):
+    store = PackedStore.open(packed)
+    assert store.images.shape == (len(store.manifest), 3, 32, 32) and store.images.dtype == np.uint8
+    assert store.manifest["modality"].tolist() == [("visible", "infrared")[one] for one in store.modalities]
+    assert set(store.galleries) == {f"{mode}_{shots}" for mode in ("all", "indoor") for shots in ("single", "multi")}
+    rows = store.rows("test")
+    assert (np.diff(rows) > 0).all() and set(store.pids[rows] % 2) == {0}
+    assert len(store.rows(["train", "test"])) == len(store.images)
+    assert not store.images.flags.writeable
+    assert PackedStore.open(make_store(packed.parent / "regdb", "regdb")).galleries == {}
 
 
-def test_rows_of_splits_are_ascending_and_disjoint(root: Path) -> None:
-    store = PackedStore.open(root)
-    assert store.rows("train").tolist() == [0, 1, 2, 3, 4, 5]
-    assert store.rows(["test", "train"]).tolist() == [0, 1, 2, 3, 4, 5, 8, 9]
-    assert store.rows(("train", "val", "test")).tolist() == list(range(10))
-    assert store.rows("val").dtype == np.int64
+@pytest.mark.parametrize(("splits", "trial"), [("train", 2), ("val", 1), (["train", "val"], 1)])
+def test_an_absent_trial_or_an_empty_split_is_refused(packed, splits, trial):
+    with pytest.raises(StudyError):
+        PackedStore.open(packed).rows(splits, trial)
+
+
+@pytest.mark.parametrize("name", [IMAGES, MANIFEST, GALLERIES, META])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "changed byte"])
+def test_a_store_with_a_damaged_file_is_refused(copy, name, damage):
+    content = (copy / name).read_bytes()
+    middle = len(content) // 2
+    changed = {
+        "truncated": content[:middle],
+        "empty": b"",
+        "changed byte": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+    }
+    (copy / name).unlink() if damage == "missing" else (copy / name).write_bytes(changed[damage])
+    if name == META and damage == "changed byte":
+        (copy / META).write_text((copy / META).read_text().replace('content_sha256": "', 'content_sha256": "0'))
+    with pytest.raises(StudyError):
+        PackedStore.open(copy)
+
+
+def test_a_store_that_is_no_folder_or_whose_meta_is_no_mapping_is_refused(copy, tmp_path):
+    with pytest.raises(StudyError):
+        PackedStore.open(tmp_path / "absent")
+    for text in ("[]", "{}", '{"files": 3}', "null"):
+        (copy / META).write_text(text)
+        with pytest.raises(StudyError):
+            PackedStore.open(copy)
+
+
+def test_images_of_another_type_or_size_are_refused_even_if_the_hash_fits(copy):
+    images = np.load(copy / IMAGES)
+    for wrong in (images.astype(np.float32), images[1:], images[:, :1], images[..., :16]):
+        np.save(copy / IMAGES, wrong)
+        repack(copy, lambda meta: None)
+        with pytest.raises(StudyError):
+            PackedStore.open(copy)
+    np.save(copy / IMAGES, np.array([{"a": 1}], dtype=object), allow_pickle=True)  # never unpickled
+    repack(copy, lambda meta: None)
+    with pytest.raises(StudyError):
+        PackedStore.open(copy)
 
 
 @pytest.mark.parametrize(
-    ("split", "trial", "words"), [("query", 1, "'query'.*test, train, val"), ("train", 2, "trial 2")]
-)
-def test_a_split_or_trial_that_does_not_exist_is_refused(root: Path, split: str, trial: int, words: str) -> None:
-    with pytest.raises(StoreError, match=words):
-        PackedStore.open(root).rows(split, trial)
-
-
-@pytest.mark.parametrize("name", ["images.npy", "manifest.csv", "galleries.npz"])
-def test_a_changed_byte_anywhere_in_the_content_is_found(root: Path, name: str) -> None:
-    data = bytearray((root / name).read_bytes())
-    data[-1] ^= 1
-    (root / name).write_bytes(bytes(data))
-    with pytest.raises(StoreError, match=r"content differs.*expected sha256.*found.*pack tiny"):
-        PackedStore.open(root)
-
-
-@pytest.mark.parametrize("name", ["images.npy", "manifest.csv", "galleries.npz", "meta.json"])
-def test_a_missing_file_is_named_with_the_remedy(root: Path, name: str) -> None:
-    (root / name).unlink()
-    for verify in (True, False):
-        with pytest.raises(StoreError, match=f"{name} is missing.*python -m data_prep pack tiny"):
-            PackedStore.open(root, verify=verify)
-
-
-def test_a_missing_store_says_how_to_make_it_and_whether_a_pack_was_begun(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"absent is missing; .*pack absent"):
-        PackedStore.open(tmp_path / "absent")
-    partial_path(tmp_path / "absent").mkdir()
-    with pytest.raises(StoreError, match="begun and not finished"):
-        PackedStore.open(tmp_path / "absent")
-    assert issubclass(StoreError, StudyError)
-
-
-def test_a_cut_array_is_refused_even_without_verification(root: Path) -> None:
-    data = (root / "images.npy").read_bytes()
-    (root / "images.npy").write_bytes(data[:-7])
-    with pytest.raises(StoreError, match=r"images\.npy is not a whole array"):
-        PackedStore.open(root, verify=False)
-
-
-def test_a_meta_file_that_does_not_fit_the_array_is_refused(root: Path) -> None:
-    meta = json.loads((root / "meta.json").read_text())
-    (root / "meta.json").write_text(json.dumps({**meta, "height": H + 1}))
-    with pytest.raises(StoreError, match=r"expected uint8 \(10, 3, 5, 3\), found uint8 \(10, 3, 4, 3\)"):
-        PackedStore.open(root)
-    for text in ("{", "[]", json.dumps({"n": 10})):
-        (root / "meta.json").write_text(text)
-        with pytest.raises(StoreError, match=r"meta\.json"):
-            PackedStore.open(root)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
+    "change",
     [
-        (lambda table: table.drop(columns="camid"), "missing camid"),
-        (lambda table: table.drop(columns="split_1"), "missing split_1"),
-        (lambda table: table.assign(pid="one"), "whole numbers in column pid"),
-        (lambda table: table.iloc[::-1], "rows 0 to 9"),
-        (lambda table: table.assign(modality="thermal"), "found 'thermal'"),
-        (lambda table: table.iloc[:-1], "expected 10 lines of images, found 9"),
+        lambda table: table.drop(columns="camid"),
+        lambda table: table.drop(columns="split_1"),
+        lambda table: table.assign(modality=table.modality.replace("infrared", "thermal")),
+        lambda table: table.assign(row=table.row[::-1].to_numpy()),
+        lambda table: table.assign(pid="x"),
+        lambda table: table.iloc[1:],
     ],
 )
-def test_a_manifest_that_is_none_is_refused(root: Path, change, words: str) -> None:
-    table = change(pd.read_csv(root / "manifest.csv"))
-    table.to_csv(root / "manifest.csv", index=False)
-    with pytest.raises(StoreError, match=words):
-        PackedStore.open(root, verify=False)
+def test_a_manifest_that_cannot_be_is_refused_even_if_the_hash_fits(copy, change):
+    change(pd.read_csv(copy / MANIFEST)).to_csv(copy / MANIFEST, index=False)
+    repack(copy, lambda meta: None)
+    with pytest.raises(StudyError):
+        PackedStore.open(copy)
 
 
-def test_equal_content_gives_equal_bytes_and_hash(tmp_path: Path) -> None:
-    first, second = make_store(tmp_path / "a" / "tiny"), make_store(tmp_path / "b" / "tiny")
-    for path in first.iterdir():
-        assert path.read_bytes() == (second / path.name).read_bytes()
-    assert galleries_bytes(galleries()) == galleries_bytes(dict(reversed(galleries().items())))
+# Decoding
 
 
-def test_the_array_is_a_plain_npy_file(root: Path) -> None:
-    np.testing.assert_array_equal(np.load(root / "images.npy"), pixels(10))
+def saved(tmp_path, image: Image.Image, name: str = "image.png", **options):
+    image.save(tmp_path / name, **options)
+    return tmp_path / name
 
 
-def test_a_writer_resumes_only_chunks_whose_source_and_bytes_still_hold(tmp_path: Path) -> None:
-    root, images = tmp_path / "tiny", pixels(10)
-    writer = open_writer(root, 10)
-    for chunk in range(3):
-        write_chunk(writer, images, chunk)
-    writer.close()
-    with (partial_path(root) / "journal.jsonl").open("a") as journal:
-        journal.write('{"chunk": 7, "sou')  # torn by a kill
-    with writer.images_path.open("rb+") as file:  # bytes that never reached the disk
-        file.seek(writer.offset_of(1))
-        file.write(b"\0" * 5)
-    again = open_writer(root, 10)
-    assert [again.done(chunk, "source") for chunk in range(3)] == [True, False, True]
-    assert not again.done(0, "another source")
-    again.close()
-    assert not root.exists()
+PICTURE = np.random.default_rng(0).integers(0, 256, (8, 4, 3), dtype=np.uint8)
 
 
-def test_another_fingerprint_size_or_chunk_starts_anew(tmp_path: Path) -> None:
-    root, images = tmp_path / "tiny", pixels(10)
-    arguments = [
-        ((10, 3, H, W), "other", CHUNK),
-        ((10, 3, W, H), "what is packed", CHUNK),
-        ((10, 3, H, W), "what is packed", 5),
-    ]
-    for shape, fingerprint, chunk in arguments:
-        writer = open_writer(root, 10)
-        write_chunk(writer, images, 0)
-        writer.close()
-        other = StoreWriter(root, shape, fingerprint, chunk)
-        assert not other.done(0, "source")
-        other.close()
-        shutil.rmtree(partial_path(root))
+def test_an_image_keeps_its_pixels_at_its_own_size_and_is_resized_bilinearly_to_another(tmp_path):
+    path = saved(tmp_path, Image.fromarray(PICTURE))
+    np.testing.assert_array_equal(decode(path, 8, 4), PICTURE.transpose(2, 0, 1))
+    expected = np.asarray(Image.fromarray(PICTURE).resize((6, 10), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    np.testing.assert_array_equal(decode(path, 10, 6), expected)
 
 
-def test_a_new_store_replaces_an_older_one_whole(root: Path) -> None:
-    writer, images = open_writer(root, 6), 255 - pixels(6)
-    for chunk in range(writer.n_chunks):
-        write_chunk(writer, images, chunk)
-    assert len(PackedStore.open(root).images) == 10  # until the new one is complete
-    writer.commit(tiny_manifest(6), galleries(), META)
-    np.testing.assert_array_equal(PackedStore.open(root).images, images)
-    assert [path.name for path in root.parent.iterdir()] == ["tiny"]
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA", "CMYK"])
+def test_gray_palette_and_transparent_images_become_rgb(tmp_path, mode):
+    name = "image.tif" if mode == "CMYK" else "image.png"
+    image = Image.fromarray(PICTURE).convert(mode)
+    found = decode(saved(tmp_path, image, name), 8, 4)
+    np.testing.assert_array_equal(found, np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+    if mode in ("L", "LA", "1"):
+        assert (found == found[:1]).all()
 
 
-def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
-    monkeypatch.setattr(store_writer.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(StoreError, match=r"packing needs [0-9,]+ bytes \(.*GiB\), the disk has 1,000,000 free"):
-        open_writer(tmp_path / "new" / "tiny", 10)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = {1: PICTURE, 2: PICTURE[:, ::-1], 3: PICTURE[::-1, ::-1], 4: PICTURE[::-1]}
+    turned |= {5: PICTURE.swapaxes(0, 1), 6: np.rot90(PICTURE, -1), 7: PICTURE[::-1, ::-1].swapaxes(0, 1)}
+    turned |= {8: np.rot90(PICTURE)}
+    expected = turned[orientation]
+    path = saved(tmp_path, Image.fromarray(PICTURE), exif=exif)
+    np.testing.assert_array_equal(decode(path, *expected.shape[:2]), expected.transpose(2, 0, 1))
+
+
+def test_16_bit_images_are_mapped_from_their_range_and_refused_without_one(tmp_path):
+    counts = np.array([[1000, 2000], [3000, 60000]], dtype=np.uint16)
+    path = saved(tmp_path, Image.fromarray(counts))
+    found = decode(path, 2, 2, intensity=(1000, 3000))
+    assert found[0].tolist() == [[0, 128], [255, 255]] and (found == found[:1]).all()
+    assert decode(path, 2, 2, intensity=(5, 5)).max() == 255  # a constant image has no range
+    with pytest.raises(StudyError, match=r"image\.png"):
+        decode(path, 2, 2)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n", b"no image", None])
+def test_a_broken_file_is_refused_by_name(tmp_path, content):
+    path = saved(tmp_path, Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)))
+    path.write_bytes(path.read_bytes()[:3000] if content is None else content)
+    with pytest.raises(StudyError, match=r"image\.png"):
+        decode(path, 8, 4)
+    with pytest.raises(StudyError, match=r"absent\.png"):
+        decode(tmp_path / "absent.png", 8, 4)
+    with pytest.raises(StudyError):
+        decode(tmp_path, 8, 4)
+
+
+def test_a_name_that_is_not_utf_8_can_be_printed():
+    assert printable("a\udcff.png").encode() == b"a\\udcff.png"
+
+
+# Files
+
+
+def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path):
+    path = tmp_path / "a" / "value.json"
+    atomic_write_json(path, {"b": 1, "a": [1.5, "ä"]})
+    first = path.read_bytes()
+    atomic_write_json(path, {"a": [1.5, "ä"], "b": 1})
+    assert path.read_bytes() == first and read_json(path) == {"a": [1.5, "ä"], "b": 1}
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    with pytest.raises(ValueError):
+        atomic_write_json(path, {"a": float("nan")})
+    assert path.read_bytes() == first and [one.name for one in path.parent.iterdir()] == [path.name]
+    with pytest.raises(StudyError, match="below"):
+        atomic_write_json(path / "below" / "x.json", {})  # a file where a folder should be
+
+
+def test_missing_and_broken_json_is_refused_by_name_and_hashes_ignore_the_order_of_keys(tmp_path):
+    for content in (None, b"{", b"\xff\xfe"):
+        if content is not None:
+            (tmp_path / "x.json").write_bytes(content)
+        with pytest.raises(StudyError, match=r"x\.json"):
+            read_json(tmp_path / "x.json")
+    assert sha256_json({"a": 1, "b": [2]}) == sha256_json(json.loads('{"b": [2], "a": 1}')) != sha256_json({"a": 1})
+
+
+def test_a_lock_is_held_by_one_and_free_afterwards(tmp_path):
+    for _ in range(2):
+        with exclusive(tmp_path / "x.lock", "it"), pytest.raises(StudyError), exclusive(tmp_path / "x.lock", "it"):
+            pass
+
+
+def test_a_folder_is_replaced_by_another(tmp_path):
+    for content in ("old", "new"):
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made" / content).touch()
+        replace_folder(tmp_path / "made", tmp_path / "final")
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+    assert [path.name for path in (tmp_path / "final").iterdir()] == ["new"]

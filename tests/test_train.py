@@ -2,276 +2,441 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import json
-import multiprocessing
-import os
+import random
+import re
+import shutil
 import signal
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from danet_core import train as train_module
-from danet_core.backbone import ResNet
-from danet_core.files import StudyError, exclusive
-from danet_core.record import RunFolder, load_finished, made_with, save_checkpoint
-from danet_core.search import describe
-from danet_core.train import Batch, epoch_line, loss_terms, train
-from tests.stores import make_store, small_config
+from danet_core import losses
+from danet_study import data
+from danet_study import train as train_module
+from danet_study.checkpoint import CHECKPOINTS, MODEL, RECORD, build_model, load_checkpoint, load_run, save_checkpoint
+from danet_study.config import RunConfig, load_study
+from danet_study.data import Batch, TrainingImages
+from danet_study.determinism import derived_seed, deterministic, resolve_device, versions
+from danet_study.files import StudyError, exclusive, read_json
+from danet_study.store import PackedStore
+from danet_study.train import build_optimizer, epoch_line, train, train_step
+from tests.stores import PARAMS, ROOT, make_project, shrunk, small_run
+
+CPU = torch.device("cpu")
+silent = functools.partial(train, device="cpu", log=lambda line: None)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A folder with one packed store in each layout and backbone weights for both."""
-    root = tmp_path_factory.mktemp("project")
-    for name, layout in (("synth_sysu", "sysu"), ("synth_regdb", "regdb")):
-        make_store(root / "data/packed" / name, layout)
-        weights = root / "data/weights" / f"{name}.safetensors"
-        weights.parent.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(3)
-        save_file(ResNet("resnet18", 8).state_dict(), weights)
-    return root
+    return make_project(tmp_path_factory.mktemp("project"))
 
 
-def run(project: Path, config, out: Path, log=lambda line: None):
-    folder = RunFolder.of(config, out / "runs", out / "build")
-    record = train(
-        config, folder, packed=project / "data/packed", weights=project / "data/weights", device="cpu", log=log
-    )
-    return folder, record
+@pytest.fixture
+def here(project, tmp_path, monkeypatch):
+    """A working directory with the project's data."""
+    (tmp_path / "data").symlink_to(project / "data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-@pytest.mark.parametrize("dataset", ["synth_sysu", "synth_regdb"])
-def test_two_equal_runs_end_with_the_same_bytes(project, tmp_path, dataset):
-    config = small_config(dataset, "b_ml_cc")
-    first, _ = run(project, config, tmp_path / "a")
-    second, _ = run(project, config, tmp_path / "b")
-    assert first.model.read_bytes() == second.model.read_bytes()
+def bytes_of(config: RunConfig, runs: str) -> bytes:
+    return (Path(runs) / config.name / MODEL).read_bytes()
 
 
-def test_another_seed_gives_another_model(project, tmp_path):
-    first, _ = run(project, small_config(seed=0), tmp_path / "a")
-    second, _ = run(project, small_config(seed=1), tmp_path / "b")
-    assert first.model.read_bytes() != second.model.read_bytes()
+def timeless(record: dict) -> dict:
+    """A record without durations."""
+    rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in record["history"]]
+    return {**record, "history": rows, "seconds": None}
 
 
-def test_a_run_stopped_after_any_epoch_ends_with_the_weights_of_an_uninterrupted_one(project, tmp_path):
-    config = small_config(variant="b_ml_cc", epochs=4)
-    whole, record = run(project, config, tmp_path / "whole")
-    for stop in (1, 3):
-        out = tmp_path / f"stop{stop}"
+def stop_after(epoch: int):
+    def log(line: str) -> None:
+        if line.split("/")[0].split() == ["epoch", str(epoch)]:
+            raise KeyboardInterrupt
 
-        def interrupt(line, stop=stop):
-            if line.startswith(f"epoch   {stop}/"):
-                raise KeyboardInterrupt
+    return log
 
+
+@pytest.mark.parametrize("split", ["synth_sysu-1", "synth_regdb-1"])
+def test_equal_runs_end_with_equal_bytes_and_another_seed_with_others(here, split):
+    config = small_run("b_ml_cc", split)
+    first, second = (silent(config, runs=runs) for runs in ("a", "b"))
+    assert bytes_of(config, "a") == bytes_of(config, "b") and timeless(first) == timeless(second)
+    other = small_run("b_ml_cc", split, seed=1)
+    silent(other, runs="a")
+    assert load_run(f"a/{other.name}")[0].state_dict().keys() == load_run(f"a/{config.name}")[0].state_dict().keys()
+    assert bytes_of(other, "a") != bytes_of(config, "a")
+    assert not list(CHECKPOINTS.glob("*.pt"))
+
+
+def test_training_learns_a_handful_of_identities(here):
+    record = silent(small_run("b_ml_cc", epochs=10, steps_per_epoch=10, milestones=[8], lr=0.002))
+    first, last = record["history"][0], record["history"][-1]
+    assert last["L_id"] < 0.3 < first["L_id"]
+    assert last["total"] < first["total"] / 2
+
+
+@pytest.mark.parametrize("variant", ["b_ml_cc", "teacher_ema"])
+def test_a_run_stopped_after_any_epoch_ends_like_one_that_was_not(here, variant):
+    config = small_run(variant, epochs=4)
+    whole = silent(config, runs="whole")
+    for epoch in (1, 3):
         with pytest.raises(KeyboardInterrupt):
-            run(project, config, out, interrupt)
+            silent(config, runs=f"stop{epoch}", log=stop_after(epoch))
         lines: list[str] = []
-        resumed, again = run(project, config, out, lines.append)
-        assert lines[0] == f"resumed synth_sysu/b_ml_cc-t1-s0 after epoch {stop} of 4"
-        assert resumed.model.read_bytes() == whole.model.read_bytes()
-        timeless = [
-            [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in r["history"]]
-            for r in (record, again)
-        ]
-        assert timeless[0] == timeless[1]
+        resumed = silent(config, runs=f"stop{epoch}", log=lines.append)
+        assert lines[0].startswith("resumed") and len(lines) == 1 + 4 - epoch
+        assert bytes_of(config, f"stop{epoch}") == bytes_of(config, "whole")
+        assert timeless(resumed) == timeless(whole)
 
 
-def _train_slowly(project: Path, config, out: Path) -> None:
-    run(project, config, out, lambda line: time.sleep(0.3))
+CHILD = """
+import sys
+sys.path.insert(0, {root!r})
+from tests.stores import small_run
+from danet_study.train import train
+config = small_run("b_ml_cc", epochs=8, steps_per_epoch=3)
+train(config, device="cpu", runs="killed", log=lambda line: print(line, flush=True))
+"""
 
 
-def test_a_run_killed_by_the_system_goes_on_and_leaves_nothing_half_written(project, tmp_path):
-    config = small_config(epochs=4)
-    whole, _ = run(project, config, tmp_path / "whole")
-    process = multiprocessing.get_context("spawn").Process(
-        target=_train_slowly, args=(project, config, tmp_path / "killed")
-    )
-    process.start()
-    folder = RunFolder.of(config, tmp_path / "killed/runs", tmp_path / "killed/build")
-    deadline = time.monotonic() + 120
-    while not folder.checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert folder.checkpoint.exists()
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    assert not folder.model.exists()
-    assert not folder.record.exists()
+def test_a_run_killed_with_sigkill_after_a_random_epoch_ends_with_the_same_model(here):
+    config, epoch = small_run("b_ml_cc", epochs=8, steps_per_epoch=3), random.SystemRandom().randrange(1, 7)
+    silent(config, runs="whole")
+    command = [sys.executable, "-c", CHILD.format(root=str(ROOT))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        for line in child.stdout:
+            if line.split("/")[0].split() == ["epoch", str(epoch)]:
+                child.send_signal(signal.SIGKILL)
+                break
+    assert child.wait() == -signal.SIGKILL
+    assert not (Path("killed") / config.name / RECORD).exists()
     lines: list[str] = []
-    run(project, config, tmp_path / "killed", lines.append)
+    silent(config, runs="killed", log=lines.append)
     assert lines[0].startswith("resumed")
-    assert folder.model.read_bytes() == whole.model.read_bytes()
+    assert bytes_of(config, "killed") == bytes_of(config, "whole"), f"killed after epoch {epoch}"
 
 
-def test_a_finished_run_leaves_no_checkpoint_and_training_again_starts_from_the_first_epoch(project, tmp_path):
-    config = small_config()
-    folder, _ = run(project, config, tmp_path)
-    assert not folder.checkpoint.exists()
-    lines: list[str] = []
-    run(project, config, tmp_path, lines.append)
-    assert lines[0].startswith("epoch   1/3")
+@pytest.mark.parametrize("damage", ["truncated", "changed byte", "no checkpoint", "pickle", "weights only"])
+def test_a_damaged_checkpoint_is_refused_and_kept(here, damage):
+    config = small_run()
+    with pytest.raises(KeyboardInterrupt):
+        silent(config, log=stop_after(1))
+    path = CHECKPOINTS / f"{config.name}.pt"
+    content = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "changed byte":
+        path.write_bytes(content[:90000] + bytes([content[90000] ^ 1]) + content[90001:])
+    elif damage == "weights only":
+        torch.save({"weight": torch.zeros(3)}, path)
+    else:
+        torch.save(Path("x"), path) if damage == "pickle" else path.write_bytes(b"no checkpoint")
+    kept = path.read_bytes()
+    with pytest.raises(StudyError, match=config.name):
+        silent(config)
+    assert path.read_bytes() == kept and not (Path("runs") / config.name).exists()
 
 
-def test_a_checkpoint_of_another_configuration_is_refused_and_kept(project, tmp_path):
-    config = small_config()
-    folder = RunFolder.of(config, tmp_path / "runs", tmp_path / "build")
-    other = made_with(small_config(lr=0.5), "0" * 64, "0" * 64)
-    save_checkpoint(folder, {"made_with": other, "model": {}, "optimiser": {}, "history": []})
-    with pytest.raises(
-        StudyError,
-        match=r"made with another backbone weights, configuration\.dataset\.recipe\.lr, data,.* remove .*\.pt",
-    ):
-        run(project, config, tmp_path)
-    assert folder.checkpoint.exists()
+@pytest.mark.parametrize("difference", ["config", "data", "weights", "code"])
+def test_a_foreign_checkpoint_is_refused_by_what_differs(here, project, difference, monkeypatch):
+    config = small_run()
+    with pytest.raises(KeyboardInterrupt):
+        silent(config, log=stop_after(1))
+    if difference == "config":
+        config = small_run(lr=0.5)
+    elif difference == "code":
+        monkeypatch.setattr(train_module, "code_sha256", lambda: "0" * 64)
+    else:
+        Path("data").unlink()
+        make_project(here, ("synth_sysu",), identities=6 + (difference == "data"))
+        if difference == "weights":
+            path = Path("data/weights/synth_sysu.safetensors")
+            save_file({name: 2 * tensor for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(StudyError, match={"config": "lr"}.get(difference, difference)):
+        silent(config)
+    assert (CHECKPOINTS / f"{config.name}.pt").exists()
 
 
-def test_a_damaged_checkpoint_is_named(project, tmp_path):
-    config = small_config()
-    folder = RunFolder.of(config, tmp_path / "runs", tmp_path / "build")
-    folder.checkpoint.parent.mkdir(parents=True)
-    folder.checkpoint.write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(StudyError, match=r"baseline-t1-s0\.pt is damaged"):
-        run(project, config, tmp_path)
+def test_a_checkpoint_is_whole_or_absent_and_equal_fingerprints_are_accepted(tmp_path):
+    path = tmp_path / "a.pt"
+    assert load_checkpoint(path, {}, CPU) is None
+    save_checkpoint(path, {"fingerprint": {"a": {"b": 1}}, "history": [1]})
+    assert load_checkpoint(path, {"a": {"b": 1}}, CPU)["history"] == [1]
+    for other in ({"a": {"b": 2}}, {"a": {}}, {"a": {"b": 1}, "c": 1}, {}):
+        with pytest.raises(StudyError):
+            load_checkpoint(path, other, CPU)
 
 
-def test_the_same_run_is_never_trained_twice_at_once(project, tmp_path):
-    config = small_config()
-    folder = RunFolder.of(config, tmp_path / "runs", tmp_path / "build")
-    with exclusive(folder.lock, "a run"), pytest.raises(StudyError, match="being made by another process"):
-        run(project, config, tmp_path)
+def test_a_second_trainer_of_the_same_run_is_refused(here):
+    config = small_run()
+    with exclusive(CHECKPOINTS / f"{config.name}.lock", "it"), pytest.raises(StudyError, match=config.name):
+        silent(config)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_step_and_epoch(project, tmp_path, monkeypatch):
-    real, calls = train_module.loss_terms, []
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(here, monkeypatch):
+    real, calls = train_module.weighted_sum, []
 
-    def broken(output, batch, variant):
+    def broken(*arguments):
         calls.append(1)
-        terms = real(output, batch, variant)
-        return {**terms, "L_id": terms["L_id"] * float("nan")} if len(calls) == 4 else terms
+        terms = real(*arguments)
+        return {**terms, "L_cc": terms["L_cc"] * float("nan")} if len(calls) == 4 else terms
 
-    monkeypatch.setattr(train_module, "loss_terms", broken)
-    config = small_config()
-    with pytest.raises(StudyError, match="L_id is nan at step 2 of epoch 2"):
-        run(project, config, tmp_path)
-    assert not RunFolder.of(config, tmp_path / "runs", tmp_path / "build").model.exists()
+    monkeypatch.setattr(train_module, "weighted_sum", broken)
+    config = small_run()
+    with pytest.raises(StudyError, match=r"L_cc is nan at step 2, epoch 2"):
+        silent(config)
+    assert not (Path("runs") / config.name).exists()
 
 
-def test_the_learning_rate_falls_at_the_milestones(project, tmp_path):
-    _, record = run(project, small_config(lr=0.01, decay=0.1, epochs=4, milestones=(1, 3)), tmp_path)
+def test_weights_that_are_not_finite_after_the_last_step_are_never_saved(here, monkeypatch):
+    def poison(model):
+        with torch.no_grad():
+            model.backbone.bn1.running_mean[0] = torch.inf
+
+    monkeypatch.setattr(train_module.DANet, "update_teachers", poison)
+    with pytest.raises(StudyError):
+        silent(small_run(epochs=1))
+    assert not Path("runs").exists()
+
+
+def test_missing_data_or_weights_are_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StudyError, match="synth_sysu"):
+        silent(small_run())
+    make_project(tmp_path, ("synth_sysu",))
+    Path("data/weights/synth_sysu.safetensors").unlink()
+    with pytest.raises(StudyError, match=r"synth_sysu\.safetensors"):
+        silent(small_run())
+
+
+def test_a_batch_that_does_not_fit_the_device_names_the_parameter_to_lower(here, monkeypatch):
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(train_module, "weighted_sum", full)
+    with pytest.raises(StudyError, match="ids_per_batch"):
+        silent(small_run())
+
+
+def test_the_learning_rate_falls_at_the_milestones_and_the_record_says_what_was_done(here):
+    config = small_run("b_cc", lr=0.01, epochs=4, milestones=[1, 3])
+    record = silent(config)
     assert [round(row["lr"], 9) for row in record["history"]] == [0.01, 0.001, 0.001, 0.0001]
+    assert record == read_json(Path("runs") / config.name / RECORD)
+    assert record["config"] == json.loads(json.dumps(config.resolved()))
+    assert record["history"][0].keys() == {"epoch", "lr", "L_id", "L_cc", "total", "images_per_s", "seconds"}
+    assert record["provenance"].keys() == {"data_sha256", "weights_sha256", "fingerprint", "model_sha256"}
+    assert record["versions"].keys() >= {"python", "libraries", "device", "commit", "training_code_sha256"}
+    assert (record["run"], record["trial"], record["variant"]) == ("synth_sysu-1-b_cc-0", 1, "b_cc")
 
 
-def batch_of(config) -> Batch:
-    people, images = config.dataset.recipe.ids_per_batch, config.dataset.recipe.imgs_per_modality
-    labels = torch.arange(people).repeat_interleave(2 * images)
-    modalities = torch.tensor([0] * images + [1] * images).repeat(people)
-    generator = torch.Generator().manual_seed(0)
-    return Batch(torch.rand(len(labels), 3, 32, 16, generator=generator), labels, modalities)
-
-
-@pytest.mark.parametrize(
-    ("variant", "terms"),
-    [
-        ("baseline", {"L_id"}),
-        ("b_cc", {"L_id", "L_cc"}),
-        ("b_ml", {"L_id", "L_sid", "L_M"}),
-        ("b_ml_cc", {"L_id", "L_cc", "L_sid", "L_M"}),
-    ],
-)
-def test_a_variant_has_exactly_its_terms_and_their_weighted_sum(variant, terms):
-    config = small_config(variant=variant)
-    torch.manual_seed(0)
-    model = train_module.build_model(config.dataset, 4, None)
-    batch = batch_of(config)
-    values = loss_terms(model(batch.images), batch, config.variant)
-    assert set(values) == terms | {"total"}
-    weights = {"L_id": 1.0, "L_cc": 1.0, "L_sid": 1.0, "L_M": 2.5}  # Eq. 6, and L_sid that it omits
-    expected = sum(weights[name] * values[name] for name in terms)
-    torch.testing.assert_close(values["total"], expected)
-
-
-def test_each_loss_reaches_the_parameters_it_should_and_no_others():
-    config = small_config(variant="b_ml_cc")
-    torch.manual_seed(0)
-    model = train_module.build_model(config.dataset, 4, None)
-    batch = batch_of(config)
-    heads = {"L_id": ["classifier"], "L_cc": [], "L_sid": ["classifier_visible", "classifier_infrared"]}
-    heads["L_M"] = heads["L_sid"]
-    for term, expected in heads.items():
-        model.zero_grad()
-        loss_terms(model(batch.images), batch, config.variant)[term].backward()
-        reached = {
-            name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
-        }
-        neck = set() if term == "L_cc" else {"neck"}  # CC acts before the BN neck
-        assert reached == {"backbone", *neck, *expected}
-
-
-def test_training_fits_a_handful_of_identities(project, tmp_path):
-    _, record = run(project, small_config(epochs=12, steps_per_epoch=10, milestones=(8,), lr=0.002), tmp_path)
-    assert record["history"][-1]["L_id"] < 0.25 < record["history"][0]["L_id"]
-
-
-def test_training_reads_no_test_image(project, tmp_path, monkeypatch):
-    seen: list[np.ndarray] = []
-    real = train_module.TrainingImages.batches
+def test_training_reads_no_image_of_another_split(here, monkeypatch):
+    seen = []
+    real = TrainingImages.batches
 
     def spy(self, positions):
-        seen.append(self.rows[positions].ravel())
+        seen.extend(self.rows[positions].ravel())
         return real(self, positions)
 
-    monkeypatch.setattr(train_module.TrainingImages, "batches", spy)
-    run(project, small_config(), tmp_path)
-    store = train_module.PackedStore.open(project / "data/packed/synth_sysu")
-    assert not set(np.concatenate(seen)) & set(store.rows("test"))
+    monkeypatch.setattr(TrainingImages, "batches", spy)
+    silent(small_run())
+    assert set(seen) <= set(PackedStore.open("data/packed/synth_sysu").rows("train"))
 
 
-def test_a_changed_model_file_is_noticed(project, tmp_path):
-    config = small_config()
-    folder, _ = run(project, config, tmp_path)
-    tensors = load_file(folder.model)
-    save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder.model)
-    with pytest.raises(StudyError, match="expected SHA-256"):
-        load_finished(folder, config)
+def test_a_finished_run_is_loaded_in_evaluation_mode_and_only_as_what_it_is(here):
+    config = small_run("teacher_ema")
+    silent(config)
+    folder = Path("runs") / config.name
+    model, record = load_run(folder, config)
+    assert not any(module.training for module in model.modules()) and record["run"] == config.name
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in load_file(folder / MODEL).items())
+    with pytest.raises(StudyError, match="lr"):
+        load_run(folder, small_run("teacher_ema", lr=0.5))
+    with pytest.raises(StudyError):
+        load_run("runs/absent")
+    whole = (folder / MODEL).read_bytes()
+    (folder / MODEL).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(StudyError, match=MODEL):
+        load_run(folder)
+    shutil.rmtree(CHECKPOINTS)
+    silent(config)  # trained again from the start, over the damaged one
+    assert (folder / MODEL).read_bytes() == whole
 
 
-def test_a_run_of_another_configuration_is_refused_by_the_key_that_differs(project, tmp_path):
-    config = small_config()
-    folder, _ = run(project, config, tmp_path)
-    other = dataclasses.replace(
-        config, dataset=dataclasses.replace(config.dataset, recipe=dataclasses.replace(config.dataset.recipe, lr=0.5))
-    )
-    with pytest.raises(StudyError, match=r"differs in dataset\.recipe\.lr"):
-        load_finished(folder, other)
+def test_an_epoch_is_one_line():
+    row = {"epoch": 3, "lr": 3.5e-4, "L_id": 1.25, "total": 1.25, "images_per_s": 1234.5, "seconds": 10.0}
+    line = epoch_line(row, 14)
+    assert "3/14" in line and "L_id 1.250" in line and "1:50" in line and "\n" not in line
 
 
-def test_the_record_says_where_the_weights_come_from(project, tmp_path):
-    folder, record = run(project, small_config(variant="b_cc"), tmp_path)
-    stored = json.loads(folder.record.read_text())
-    assert stored == record
-    assert stored["config"]["variant"]["cc"] == {
-        "lambda_1": 1.0,
-        "margin": 0.7,
-        "equation": 3,
-        "negatives": "anchor",
-        "features": "before_bn",
-        "center_gradient": True,
-    }
-    assert {"data_sha256", "weights_sha256", "model_sha256", "fingerprint"} <= stored["provenance"].keys()
-    assert {"python", "libraries", "device", "code", "train_code_sha256"} == stored["versions"].keys()
-    assert stored["versions"]["device"].keys() == {"type", "name", "threads"}
-    assert stored["command"] == "dvc repro train_sysu@synth_sysu-1-b_cc-0" and stored["seconds"] > 0
-    for value in (stored["provenance"]["data_sha256"], stored["versions"]["train_code_sha256"], stored["command"]):
-        assert value in describe(folder.record)
-    assert stored["versions"]["libraries"]["torch"] == torch.__version__.split("+")[0] or "+" in torch.__version__
+# Precision and devices
 
 
-def test_an_epoch_is_one_line_with_its_terms_rate_speed_and_time_left():
-    row = {"epoch": 3, "lr": 3.5e-4, "L_id": 1.25, "L_cc": None, "L_sid": None, "L_M": None, "total": 1.25}
-    line = epoch_line({**row, "images_per_s": 1234.5, "seconds": 10.0}, 14)
-    assert line == "epoch   3/14  L_id 1.250  total 1.250  lr 3.50e-04  1,234 images/s  1:50 left"
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_sixteen_bits_start_at_nearly_the_loss_of_float32_and_learn_in_float32_weights(here, precision):
+    first = {"epochs": 1, "milestones": [], "steps_per_epoch": 1}
+    exact, narrow = (silent(small_run(**first, precision=name))["history"][0] for name in ("float32", precision))
+    assert narrow["total"] == pytest.approx(exact["total"], rel=0.02) and narrow["total"] != exact["total"]
+    numbers = {"epochs": 6, "milestones": [5], "lr": 0.002, "steps_per_epoch": 6}
+    narrow = silent(small_run(**numbers, precision=precision))
+    assert narrow["history"][-1]["total"] < narrow["history"][0]["total"] / 2
+    tensors = load_file(f"runs/{narrow['run']}/{MODEL}")
+    assert {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()} == {torch.float32}
+
+
+def test_a_float16_run_that_was_stopped_keeps_the_scale_of_its_loss(here):
+    config = small_run(precision="float16", epochs=4)
+    silent(config, runs="whole")
+    with pytest.raises(KeyboardInterrupt):
+        silent(config, runs="stopped", log=stop_after(2))
+    silent(config, runs="stopped")
+    assert bytes_of(config, "stopped") == bytes_of(config, "whole")
+
+
+def test_the_memory_format_changes_rounding_only(here):
+    losses_of = {}
+    for channels_last in (True, False):
+        config = small_run(channels_last=channels_last)
+        weight = build_model(config.resolved(), 4, None).backbone.layer1[0].conv1.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) is channels_last
+        losses_of[channels_last] = silent(config)["history"][0]["total"]
+    assert losses_of[True] == pytest.approx(losses_of[False], rel=1e-3)
+
+
+def test_deterministic_restores_the_callers_settings_and_seeds_only_inside():
+    def settings() -> tuple:
+        backends = (
+            torch.backends.cudnn.allow_tf32,
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.backends.cudnn.benchmark,
+        )
+        return *backends, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+
+    before, state = settings(), torch.get_rng_state()
+    for tf32 in (False, True):
+        with pytest.raises(RuntimeError), deterministic(3, tf32=tf32):
+            assert settings() == (tf32, tf32, False, 1, True)
+            first = torch.rand(3)
+            raise RuntimeError
+        with deterministic(3):
+            assert torch.equal(torch.rand(3), first)
+    assert settings() == before and torch.equal(torch.get_rng_state(), state)
+    seeds = {derived_seed(seed, word, epoch) for seed in range(3) for word in ("a", "b") for epoch in range(3)}
+    assert len(seeds) == 18 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_device_or_precision_that_is_absent_is_refused():
+    assert resolve_device("cpu", "bfloat16") == resolve_device("cpu", "float16") == CPU
+    assert versions(CPU)["device"]["type"] == "cpu"
+    with pytest.raises(StudyError):
+        resolve_device("cpu", "tf32")
+    if not torch.cuda.is_available():
+        for name in ("cuda", "cuda:1"):
+            with pytest.raises(StudyError):
+                resolve_device(name)
+    for name in ("gpu", "cuda:x", "mps", "meta"):
+        with pytest.raises(StudyError):
+            resolve_device(name)
+
+
+# A step never waits for a GPU: with fake tensors, reading a value is an error. torch's autograd engine needs a driver
+# even for fake CUDA tensors, so forward pass, losses and optimizer run on a fake GPU, the backward pass on a fake CPU.
+
+STUDY = load_study(PARAMS)
+RUNS = [STUDY.run("sysu-1", row, 0) for row in STUDY.rows]
+KINDS = {
+    re.sub(r"[\d.]+", "0", f"{run.losses} {run.model}"): run.variant for run in RUNS
+}  # that differ in more than numbers
+CASES = [
+    *((variant, "float32") for variant in KINDS.values()),
+    *(("b_ml_cc", precision) for precision in ("tf32", "bfloat16", "float16")),
+]
+
+
+def fake_step(config: RunConfig, device: str) -> dict[str, torch.Tensor]:
+    """A training step on tensors that have a device and a shape, but no values."""
+    with torch.device("meta"):
+        model, mode = build_model(config.resolved(), 6, None).train(), FakeTensorMode()
+    for module in model.modules():
+        for name, tensor in module._buffers.items():
+            module._buffers[name] = FakeTensor(mode, tensor, torch.device(device))
+        for name, tensor in module._parameters.items():
+            if tensor is not None:
+                fake = FakeTensor(mode, tensor.detach(), torch.device(device))
+                module._parameters[name] = torch.nn.Parameter(fake, tensor.requires_grad)
+    with mode:
+        ids = torch.zeros(16, dtype=torch.int64, device=device)
+        batch = Batch(torch.zeros(16, 3, 32, 32, dtype=torch.uint8, device=device), ids, ids)
+        scaler = torch.amp.GradScaler(device, enabled=config.recipe.precision == "float16")
+        return train_step(model, build_optimizer(model, config.recipe), scaler, batch, config, torch.Generator())
+
+
+def gradients_of_zero(optimizer: torch.optim.Optimizer, set_to_none: bool) -> None:
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.zeros_like(parameter)
+
+
+@pytest.mark.parametrize(("variant", "precision"), CASES)
+def test_no_step_of_any_variant_or_precision_waits_for_a_gpu(monkeypatch, variant, precision):
+    if variant == "two_stream":
+        pytest.skip("a step counts the images of each modality, for their batch norms, and waits for the number")
+    config = shrunk(STUDY.run("sysu-1", variant, 0), precision=precision)
+    monkeypatch.setattr(data, "_statistics", data._statistics.__wrapped__)  # keep fake tensors out of the cache
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda *arguments: True)
+        patch.setattr(torch.Tensor, "backward", lambda total: None)
+        patch.setattr(torch.optim.Adam, "zero_grad", gradients_of_zero)
+        assert all(term.device.type == "cuda" for term in fake_step(config, "cuda").values())
+    monkeypatch.setattr(losses, "_require", lambda *arguments: None)  # it reads values, on a CPU only
+    if precision != "float16":  # on a CPU its scaler reads a value
+        assert fake_step(config, "cpu").keys() == {*config.losses, "total"}
+
+
+def test_fake_tensors_notice_a_value_that_is_read(monkeypatch):
+    def waits(output, labels, modalities, rows):
+        return {"total": output.logits.sum() * output.feat.sum().item()}
+
+    monkeypatch.setattr(train_module, "weighted_sum", waits)
+    monkeypatch.setattr(data, "_statistics", data._statistics.__wrapped__)
+    with pytest.raises(Exception, match="_local_scalar_dense"):
+        fake_step(small_run(), "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_no_step_on_a_gpu_waits_for_it(here, precision):
+    config, device = small_run(precision=precision), torch.device("cuda")
+    with deterministic(0):
+        images = TrainingImages(PackedStore.open("data/packed/synth_sysu"), ["train"], 1, device)
+        model = build_model(config.resolved(), images.n_classes, None).to(device).train()
+        optimizer, scaler = build_optimizer(model, config.recipe), torch.amp.GradScaler(enabled=precision == "float16")
+        generator = torch.Generator(device).manual_seed(0)
+        order = data.PKSampler(images.pids, images.modalities, 4, 2).epoch(4, np.random.default_rng(0))
+        batches = images.batches(order)
+        train_step(model, optimizer, scaler, next(batches), config, generator)  # makes what is made once
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for batch in batches:
+                train_step(model, optimizer, scaler, batch, config, generator)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_is_resumed_bit_for_bit(here):
+    config = small_run(epochs=4)
+    train(config, device="cuda", runs="whole", log=lambda line: None)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, device="cuda", runs="stopped", log=stop_after(2))
+    train(config, device="cuda", runs="stopped", log=lambda line: None)
+    assert bytes_of(config, "stopped") == bytes_of(config, "whole")

@@ -6,21 +6,27 @@ plan has exactly the published counts, though not the published identities, whic
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.io
 from PIL import Image
 
-from data_prep.regdb import RegdbCounts
-from data_prep.sysu_mm01 import SysuCounts
+from danet_study.config import Dataset
 
 CAMERAS = (1, 2, 3, 4, 5, 6)
 SPLITS = ("train", "val", "test")
+
+
+def dataset(layout: str, root: Path, **changes: Any) -> Dataset:
+    """A row of `datasets` for a tree; `published` takes the counts of the licensed set."""
+    row = {"name": "mine", "title": "My set", "layout": layout, "protocol": layout, "root": root}
+    row |= {"image": {"height": 32, "width": 32}, "train_splits": ["train"]}
+    return Dataset(**{**row, **changes})
 
 
 # ---------------------------------------------------------------- SYSU-MM01
@@ -99,25 +105,15 @@ def full_sysu_plan() -> SysuPlan:
     return SysuPlan({"train": train, "val": val, "test": test}, images, mat_ids, empty)
 
 
-def thin_sysu_plan(plan: SysuPlan, every: int, share: int) -> SysuPlan:
-    """Every `every`-th identity of each split, with a `share`-th of its images, at least one."""
-    ids = {split: pids[::every] for split, pids in plan.ids.items()}
-    available = {pid for pids in plan.ids.values() for pid in pids}
-    kept = {pid for pids in ids.values() for pid in pids}
-    images = {
-        (cam, pid): -(-n // share)
-        for (cam, pid), n in plan.images.items()
-        if pid in kept or (pid not in available and pid % every == 0)
-    }
-    return SysuPlan(ids, images, plan.mat_ids)
-
-
-def counts_of_sysu(plan: SysuPlan) -> SysuCounts:
-    """The counts a reader must find, with plain loops."""
+def counts_of_sysu(plan: SysuPlan) -> dict[str, Any]:
+    """What `sysu_mm01.PUBLISHED` would be for this plan, with plain loops."""
     split_of = {pid: split for split, pids in plan.ids.items() for pid in pids}
 
     def per_camera(count, keep) -> tuple[int, ...]:
         return tuple(sum(count(n) for (c, pid), n in plan.images.items() if c == cam and keep(pid)) for cam in CAMERAS)
+
+    def pair(keep) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return per_camera(lambda n: 1, keep), per_camera(lambda n: n, keep)
 
     galleries = {}
     for mode, cameras in {"all": (1, 2, 4, 5), "indoor": (1, 2)}.items():
@@ -127,27 +123,26 @@ def counts_of_sysu(plan: SysuPlan) -> SysuCounts:
                 for cam in cameras:
                     total += min(shots, plan.images.get((cam, pid), 0))
             galleries[f"{mode}_{shot}"] = total
-    matched = {3: 0, 6: 0}
+    queries, matched = 0, {3: 0, 6: 0}
     for pid in plan.ids["test"]:
+        queries += plan.images.get((3, pid), 0) + plan.images.get((6, pid), 0)
         if (1, pid) in plan.images:
             matched[3] += plan.images.get((3, pid), 0)
         if (1, pid) in plan.images or (2, pid) in plan.images:
             matched[6] += plan.images.get((6, pid), 0)
-    return SysuCounts(
-        ids={**{split: len(pids) for split, pids in plan.ids.items()}, "available": len(split_of)},
-        mat_ids=tuple(plan.mat_ids[cam] for cam in CAMERAS),
-        camera_ids=per_camera(lambda n: 1, lambda pid: True),
-        camera_images=per_camera(lambda n: n, lambda pid: True),
-        split_ids={s: per_camera(lambda n: 1, lambda pid, s=s: split_of.get(pid) == s) for s in SPLITS},
-        split_images={s: per_camera(lambda n: n, lambda pid, s=s: split_of.get(pid) == s) for s in SPLITS},
-        unavailable=len({pid for _, pid in plan.images if pid not in split_of}),
-        galleries=galleries,
-        indoor_matched=matched,
-    )
+    return {
+        "ids": {**{split: len(pids) for split, pids in plan.ids.items()}, "available": len(split_of)},
+        "not available": len({pid for _, pid in plan.images if pid not in split_of}),
+        "cells": tuple(plan.mat_ids[cam] for cam in CAMERAS),
+        "all": pair(lambda pid: True),
+        **{split: pair(lambda pid, split=split: split_of.get(pid) == split) for split in SPLITS},
+        "galleries": galleries,
+        "queries": (queries, matched[3], matched[6]),
+    }
 
 
 def write_sysu(root: Path, plan: SysuPlan, *, linked: bool = False) -> Path:
-    """Write a plan. `linked`: hard links of one image per camera, for large trees; else each has its own colour."""
+    """Write a plan. `linked`: hard links of one image per camera, for large trees; else each has its own color."""
     for cam in CAMERAS:
         (root / f"cam{cam}").mkdir(parents=True)
         source = root / f"cam{cam}" / "source"
@@ -209,9 +204,9 @@ class RegdbPlan:
         return [int(pid) for pid in np.random.default_rng(trial).permutation(self.ids)[: self.ids // 2] + 1]
 
 
-def counts_of_regdb(plan: RegdbPlan) -> RegdbCounts:
-    """The counts a reader must find; the overlap of two trials is left wide."""
-    return RegdbCounts(ids=plan.ids, images=plan.images, train_ids=plan.ids // 2, shared=(0, plan.ids // 2))
+def counts_of_regdb(plan: RegdbPlan) -> dict[str, Any]:
+    """What `regdb.PUBLISHED` would be for this plan; the overlap of two trials is left wide."""
+    return {"ids": plan.ids, "images": plan.images, "train": plan.ids // 2, "shared": (0, plan.ids // 2)}
 
 
 def regdb_file(modality: str, pid: int, number: int) -> str:
@@ -220,7 +215,7 @@ def regdb_file(modality: str, pid: int, number: int) -> str:
 
 
 def write_regdb(root: Path, plan: RegdbPlan, *, linked: bool = False) -> Path:
-    """Write a plan. `linked`: one 64x128 image per modality, hard-linked; else tiny images, each of its own colour."""
+    """Write a plan. `linked`: one 64x128 image per modality, hard-linked; else tiny images, each of its own color."""
     for m, modality in enumerate(("Visible", "Thermal")):
         (root / modality).mkdir(parents=True)
         source = root / modality / "source"
@@ -259,22 +254,17 @@ def edit(path: Path, change) -> None:
 # ---------------------------------------------------------------- images
 
 
-def jpeg(colour: tuple[int, int, int], size: tuple[int, int] = (8, 16)) -> bytes:
-    """A solid-colour JPEG of `size` (width, height)."""
-    return _encode(Image.new("RGB", size, colour), "JPEG")
+def jpeg(color: tuple[int, int, int], size: tuple[int, int] = (8, 16)) -> bytes:
+    """A solid-color JPEG of `size` (width, height)."""
+    return _encode(Image.new("RGB", size, color), "JPEG")
 
 
-def bmp(colour: tuple[int, int, int], size: tuple[int, int] = (8, 16)) -> bytes:
-    """A solid-colour 24-bit BMP of `size` (width, height)."""
-    return _encode(Image.new("RGB", size, colour), "BMP")
+def bmp(color: tuple[int, int, int], size: tuple[int, int] = (8, 16)) -> bytes:
+    """A solid-color 24-bit BMP of `size` (width, height)."""
+    return _encode(Image.new("RGB", size, color), "BMP")
 
 
 def _encode(image: Image.Image, kind: str) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()
-
-
-def renamed(plan: SysuPlan, **changes) -> SysuPlan:
-    """A copy of a plan with other fields."""
-    return dataclasses.replace(plan, **changes)

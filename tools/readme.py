@@ -1,63 +1,48 @@
-"""Rewrite the generated sections of the pages from `results/`; their prose is left alone.
-
-    python -m tools.readme                README.md, the pipeline's last stage
-    python -m tools.readme --readings     docs/READINGS.md
-
-They show the embedded benchmark, which everybody can run, as its tables stand in `results/` whatever params.yaml lists.
-"""
+"""Write the results table of README.md from results/records:  python -m tools.readme [--check]"""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from danet_core.files import StudyError, atomic_write_text
-from danet_core.findings import insert_block, readme_block
-from tools import ROOT
-from tools.command import command
+from tabulate import tabulate
 
-DATASETS = ("synth_sysu", "synth_regdb")
+from danet_study.config import Study, load_study
+from danet_study.files import atomic_write_text
+from danet_study.results import METRICS, NOT_RUN, load_results, score
 
-
-def readings_block(root: Path) -> str:
-    """The table of docs/READINGS.md."""
-    from danet_core.readings import page_block  # brings matplotlib, for which `make repro` would wait at README.md
-
-    return page_block(DATASETS[0], root)
+BEGIN, END = "<!-- results: make readme -->\n", "<!-- end of results -->\n"
 
 
-PAGES = {"README.md": lambda root: readme_block(DATASETS, root), "docs/READINGS.md": readings_block}
+def table(study: Study, results: Path = Path("results")) -> str:
+    """Rank-1 and mAP of each variant on each data set of the plan, in percent with 95 % intervals, as Markdown."""
+    found = [load_results(study, dataset, results) for dataset in study.plan.datasets]
+    header = ["Variant", *(f"{part.dataset.name}, {metric}" for part in found for metric in METRICS.values()), "n"]
+    rows = []
+    for variant in study.plan.variants:
+        cells, seeds = [study.variants[variant].label], set()
+        for part in found:
+            for metric in METRICS:
+                estimate = score(part, variant, part.protocol.ablation, metric)
+                interval = f" ± {estimate.half:.2f}" if estimate and estimate.n > 1 else ""
+                cells.append(f"{estimate.value:.2f}{interval}" if estimate else NOT_RUN)
+                seeds.add(estimate.n if estimate else 0)
+        rows.append([*cells, "/".join(map(str, sorted(seeds)))])
+    align = ("left", *["right"] * (len(header) - 1))
+    return tabulate(rows, header, tablefmt="pipe", colalign=align, disable_numparse=True)
 
 
-def update(root: Path, name: str = "README.md") -> bool:
-    """Bring a page of PAGES in the project in `root` up to date; whether it had to be changed. Prose is left alone.
-
-    Raises StudyError when the page, one of its marks or a table that it cannot do without is missing.
-    """
-    path = root / name
-    try:
-        old = path.read_bytes().decode("utf-8")  # not read_text, which would turn the line ends of the prose into \n
-    except FileNotFoundError:
-        raise StudyError(f"{path} is missing; restore it from version control") from None
-    new = insert_block(old, PAGES[name](root), name)
-    if new == old:
-        return False
-    atomic_write_text(path, new)
-    return True
-
-
-@command("tools.readme")
-def main(root: Path = ROOT, arguments: Sequence[str] = ()) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tools.readme", description="Rewrite a page's generated section.")
-    parser.add_argument("--readings", action="store_true", help="docs/READINGS.md instead of README.md")
-    name = "docs/READINGS.md" if parser.parse_args(arguments).readings else "README.md"
-    changed = update(root, name)
-    print(f"{name}: results rewritten" if changed else f"{name}: results are up to date")
-    return 0
+def main() -> None:
+    """Replace the block between the two markers; `--check` only compares."""
+    readme = Path("README.md")
+    text = readme.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    updated = f"{before}{BEGIN}\n{table(load_study())}\n\n{END}{after}"
+    if "--check" in sys.argv:
+        sys.exit(0 if updated == text else "README.md: its table is not that of results/; run `make readme`")
+    atomic_write_text(readme, updated)
 
 
 if __name__ == "__main__":
-    sys.exit(main(arguments=sys.argv[1:]))
+    main()

@@ -1,83 +1,75 @@
-"""Write the report, one self-contained page of everything the study made: results/report.html.
+"""results/report.html, the executed tables and figures notebooks as one page, and results/scores.json.
 
-python -m tools.report                      from what lies in results/ and runs/; --open shows it in a browser
-python -m tools.report section synth_sysu   one data set's part, to build/report/ (a stage of the pipeline)
-python -m tools.report page                 the page of the parts in build/report/ (the pipeline's last but one)
+python -m tools.report         (the last stage of dvc.yaml)
 """
 
 from __future__ import annotations
 
-import argparse
-import os
+import html
+import statistics
 import sys
-import webbrowser
-from collections.abc import Sequence
 from pathlib import Path
 
-from danet_core.config import load_study
-from danet_core.durations import timed
-from danet_core.files import StudyError, atomic_write_text
-from danet_core.page import page, section
-from tools import ROOT
-from tools.command import command
+import nbformat
+from nbconvert import HTMLExporter
+
+from danet_study.config import Study, load_study
+from danet_study.files import StudyError, atomic_write_json, atomic_write_text, read_json
+from danet_study.protocols import PROTOCOLS
+
+EXECUTED, RESULTS = Path("build/report"), Path("results")
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+table {{ border-collapse: collapse; font-size: 0.9rem; margin: 1rem 0; }}
+th, td {{ padding: 0.2rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; }}
+th:first-child, td:first-child {{ text-align: left; }}
+pre {{ white-space: pre-wrap; color: #555; }}
+img, svg {{ max-width: 100%; height: auto; }}
+a.anchor-link, .jp-InputPrompt, .jp-OutputPrompt, .prompt {{ display: none; }}
+.jp-OutputArea-output, .output_subarea {{ overflow-x: auto; }}
+</style></head><body>
+<nav>{links}</nav>
+{body}
+</body></html>
+"""
 
 
-def write_section(root: Path, dataset: str) -> Path:
-    """Write one data set's part of the report; the path written."""
-    path = _section_path(root, dataset)
-    with timed(f"section-{dataset}", root):
-        atomic_write_text(path, section(load_study(root / "params.yaml"), dataset, root))
-    return path
+def write_report() -> Path:
+    """Write both files; returns the page's path."""
+    study = load_study()
+    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
+    links, sections = [], []
+    for name in study.plan.datasets:
+        title = html.escape(study.dataset(name).title)
+        links.append(f'<a href="#{name}">{title}</a>')
+        sections.append(f'<hr><h1 id="{name}">{title}</h1>')
+        for kind in ("tables", "figures"):
+            path = EXECUTED / f"{kind}-{name}.ipynb"
+            if not path.exists():
+                raise StudyError(f"{path} is missing; `dvc repro` makes it")
+            sections.append(exporter.from_notebook_node(nbformat.read(path, as_version=4))[0])
+    page = PAGE.format(title="DANet: tables and figures", links=" · ".join(links), body="\n".join(sections))
+    atomic_write_text(RESULTS / "report.html", page)
+    atomic_write_json(RESULTS / "scores.json", scores(study))
+    return RESULTS / "report.html"
 
 
-def write_page(root: Path) -> Path:
-    """Write the report from the parts of all data sets that params.yaml lists; the path written.
-
-    Raises StudyError for a part that is missing.
-    """
-    study = load_study(root / "params.yaml")
-    sections = {}
-    for dataset in study.study.datasets:
-        path = _section_path(root, dataset)
-        if not path.exists():
-            raise StudyError(f"{path} is missing; `python -m tools.report section {dataset}` makes it")
-        sections[dataset] = path.read_text(encoding="utf-8")
-    target = root / "results" / "report.html"
-    with timed("report", root):
-        atomic_write_text(target, page(study, sections))
-    return target
-
-
-def has_screen() -> bool:
-    """Whether a browser that is started here would be seen; one in a terminal would block the command."""
-    return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
-
-
-@command("tools.report")
-def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tools.report", description="Write results/report.html.")
-    parser.add_argument("--open", action="store_true", help="show the page in a browser, where there is a screen")
-    commands = parser.add_subparsers(dest="command")
-    commands.add_parser("section", help="write one data set's part").add_argument("dataset")
-    commands.add_parser("page", help="put the parts together")
-    given = parser.parse_args(arguments)
-    if given.command == "section":
-        print(write_section(root, given.dataset).relative_to(root))
-        return 0
-    if given.command is None:
-        for dataset in load_study(root / "params.yaml").study.datasets:
-            write_section(root, dataset)
-    path = write_page(root)
-    print(f"the report: {path.relative_to(root)}")
-    if given.open and has_screen():
-        webbrowser.open(path.as_uri())
-    return 0
-
-
-def _section_path(root: Path, dataset: str) -> Path:
-    return root / "build" / "report" / f"{dataset}.html"
+def scores(study: Study) -> dict[str, dict[str, float]]:
+    """Mean mAP over trials and seeds, by data set and variant: what `dvc exp show` lists."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for run in study.runs():
+        settings = read_json(RESULTS / "records" / f"{run.name}.json")["settings"]
+        score = settings[PROTOCOLS[run.dataset.protocol].ablation]["mean"]["mAP"]
+        found.setdefault(run.dataset.name, {}).setdefault(run.variant, []).append(score)
+    return {
+        name: {row: round(statistics.mean(values), 4) for row, values in rows.items()} for name, rows in found.items()
+    }
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        print(write_report())
+    except StudyError as error:
+        sys.exit(f"report: {error}")

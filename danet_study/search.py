@@ -1,0 +1,223 @@
+"""Rank a folder of photographs for query photographs with a trained run.
+
+The run's own record is the only configuration: image size, normalization and test feature. params.yaml is not read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
+from tqdm.auto import tqdm
+
+from danet_core.model import DANet
+from danet_study import figures
+from danet_study.analysis import distance_matrix
+from danet_study.checkpoint import load_run
+from danet_study.config import Augment
+from danet_study.data import normalize
+from danet_study.determinism import deterministic, resolve_device
+from danet_study.figures import StudyFigure, Tile
+from danet_study.files import StudyError, atomic_path
+from danet_study.store import decode, printable
+
+BATCH = 64  # images per forward pass: 384x128 through ResNet-50 needs less than 1 GB
+DRAWN = 30  # images of a ranked list in the figure
+SIXTEEN_BITS = (0.0, 65535.0)
+
+
+@dataclass(frozen=True)
+class Search:
+    """G gallery images ranked for each of Q queries by cosine distance of the run's test feature.
+
+    gallery: paths in natural order, without the queries themselves; order: gallery indices, nearest first, ties in the
+    order of `gallery`. skipped: files that are no images; broken: a sentence for each image that cannot be decoded.
+    """
+
+    run: str
+    queries: list[Path]
+    gallery: list[Path]
+    order: list[np.ndarray]  # for each query, without the query itself
+    distances: Float[np.ndarray, "Q G"]
+    skipped: list[Path]
+    broken: list[str]
+
+    def table(self, top: int = 10) -> pd.DataFrame:
+        """The first `top` of each query: query, rank (from 1), cosine distance (0 to 2), path."""
+        rows = [
+            (printable(query), rank, self.distances[q, g], printable(self.gallery[g]))
+            for q, query in enumerate(self.queries)
+            for rank, g in enumerate(self.order[q][:top], 1)
+        ]
+        return pd.DataFrame(rows, columns=["query", "rank", "distance", "path"])
+
+    def figure(self, top: int = 10) -> StudyFigure:
+        """Each query with the first `top` (at most DRAWN) images ranked for it."""
+        rows: list[figures.TileRow] = []
+        for q, query in enumerate(self.queries):
+            ranked = [
+                Tile(_picture(self.gallery[g]), f"{rank} · {self.distances[q, g]:.3f}\n{_short(self.gallery[g])}")
+                for rank, g in enumerate(self.order[q][: min(top, DRAWN)], 1)
+            ]
+            rows += figures.ranked_rows(printable(query), Tile(_picture(query), "query", "query"), ranked)
+        return figures.image_grid(rows, f"Nearest of {len(self.gallery):,} images, {self.run}")
+
+
+def search(
+    queries: str | Path | Sequence[str | Path],
+    gallery: str | Path,
+    run: str | Path,
+    *,
+    features: str | Path | None = None,
+    device: str = "auto",
+) -> Search:
+    """Rank the images below the folder `gallery` for one or several query images.
+
+    run: the folder of a trained run. features: an .npz to write paths and features of the gallery to.
+    A query in the gallery is not ranked for itself. Broken gallery images are left out and reported.
+
+    Raises StudyError for a missing run, query or folder, a broken query, a gallery without a usable image, and a run
+    whose network needs to know the modality of an image.
+    """
+    asked_for = [Path(query) for query in ([queries] if isinstance(queries, (str, Path)) else queries)]
+    if absent := next((query for query in asked_for if not query.is_file()), None):
+        raise StudyError(f"query {printable(absent)}: expected an image file, found none; correct the path")
+    paths, skipped = list_images(Path(gallery))
+    model, record = load_run(run)
+    if (stem := record["config"]["model"]["stem"]) != "one":
+        raise StudyError(f"{run} has the stem {stem}, which needs each image's modality; choose a one-stream run")
+    model = model.to(resolve_device(device))
+    asked, broken = embed(model, asked_for, record["config"])
+    if broken:
+        raise StudyError(broken[0][1])
+    feat, broken = embed(model, paths, record["config"])
+    left_out = {index for index, _ in broken}
+    paths = [path for index, path in enumerate(paths) if index not in left_out]
+    if features is not None:
+        with atomic_path(Path(features)) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, paths=np.array([printable(path) for path in paths]), feat=feat)
+    distances = distance_matrix(asked, feat) if len(feat) else np.empty((len(asked_for), 0))
+    order = [np.argsort(row, kind="stable") for row in distances]
+    places = np.array([str(path.resolve()) for path in paths], dtype=object)
+    order = [row[places[row] != str(query.resolve())] for row, query in zip(order, asked_for, strict=True)]
+    if any(len(row) == 0 for row in order):
+        found = f"{len(broken)} broken images and {len(skipped)} other files"
+        raise StudyError(f"gallery {gallery} has no image to rank, but {found}; choose another folder")
+    sentences = [sentence for _, sentence in broken]
+    name = f"{record['run']} (pretrained: {record['config']['recipe']['weights']})"
+    return Search(name, asked_for, paths, order, distances, skipped, sentences)
+
+
+def list_images(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Images below a folder, by the file endings that Pillow reads, and all other files, both in natural order.
+
+    Linked sub-folders are followed, each once; hidden files and folders are left out.
+    Raises StudyError if the folder is missing or cannot be read.
+    """
+    if not folder.is_dir():
+        raise StudyError(f"gallery {printable(folder)}: expected a folder, found none; correct the path")
+
+    def refuse(error: OSError) -> None:
+        raise StudyError(f"{error.filename} cannot be listed ({error.strerror}); allow yourself to read it")
+
+    Image.init()
+    endings = {ending for ending, form in Image.registered_extensions().items() if form in Image.OPEN}
+    images: list[Path] = []
+    others: list[Path] = []
+    seen = {folder.resolve()}
+    for parent, below, files in os.walk(folder, onerror=refuse, followlinks=True):
+        inside = Path(parent)
+        visible = sorted(name for name in below if not name.startswith("."))
+        targets = {(inside / name).resolve(): name for name in reversed(visible)}  # of two links the first name
+        below[:] = [name for target, name in targets.items() if target not in seen]
+        seen |= set(targets)
+        for name in files:
+            if not name.startswith("."):
+                (images if Path(name).suffix.lower() in endings else others).append(inside / name)
+    return sorted(images, key=_natural), sorted(others, key=_natural)
+
+
+@torch.inference_mode()
+def embed(
+    model: DANet, paths: Sequence[Path], config: dict[str, Any]
+) -> tuple[Float[np.ndarray, "n D"], list[tuple[int, str]]]:
+    """Test features of image files in their order, without those that cannot be decoded: (index, sentence) each."""
+    size = config["dataset"]["image"]["height"], config["dataset"]["image"]["width"]
+    augment, device = Augment(**config["recipe"]["augment"]), next(model.parameters()).device
+
+    def read(path: Path) -> UInt8[np.ndarray, "3 H W"] | str:
+        try:
+            return decode(path, *size, SIXTEEN_BITS)
+        except StudyError as error:
+            return str(error)
+
+    features, broken = [np.empty((0, model.neck.num_features), np.float32)], []
+    starts = range(0, len(paths), BATCH)
+    with deterministic(0), ThreadPoolExecutor() as pool:
+        for start in tqdm(starts, desc="reading", unit="batch", disable=True if len(starts) < 2 else None):
+            found = list(pool.map(read, paths[start : start + BATCH]))
+            broken += [(start + index, one) for index, one in enumerate(found) if isinstance(one, str)]
+            images = [one for one in found if not isinstance(one, str)]
+            if images:
+                batch = normalize(torch.from_numpy(np.stack(images)).to(device), augment)
+                both = dict(zip(("before_bn", "after_bn"), model.embed(batch), strict=True))
+                features.append(both[config["model"]["test_feature"]].float().cpu().numpy())
+    return np.concatenate(features), broken
+
+
+def _natural(path: Path) -> list[Any]:
+    """`2.jpg` before `10.jpg`."""
+    parts = [re.split(r"(\d+)", name) for name in path.parts]
+    return [[(int(part), "") if part.isdecimal() else (-1, part) for part in name] for name in parts]
+
+
+def _picture(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+    """A photograph in a box of one size for all, its shape kept."""
+    with Image.open(path) as image:
+        return np.asarray(ImageOps.pad(ImageOps.exif_transpose(image).convert("RGB"), (128, 256), color="white"))
+
+
+def _short(path: Path, width: int = 20) -> str:
+    """The last two parts of a path, each cut at the front."""
+    parts = printable(path).split("/")[-2:]
+    return "\n".join(part if len(part) <= width else f"…{part[1 - width :]}" for part in parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m danet_study.search", description="Rank a folder of photographs.")
+    parser.add_argument("--query", nargs="+", required=True, type=Path, help="one or several query images")
+    parser.add_argument("--gallery", required=True, type=Path, help="a folder of images, with sub-folders")
+    parser.add_argument("--run", required=True, type=Path, help="the folder of a trained run, runs/<run>")
+    parser.add_argument("--top", type=int, default=10, help="images shown for each query (10)")
+    parser.add_argument("--out", type=Path, help="path of a figure, without .png and .pdf")
+    parser.add_argument("--features", type=Path, help="an .npz for paths and features of the gallery")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    given = parser.parse_args(arguments)
+    try:
+        found = search(given.query, given.gallery, given.run, features=given.features, device=given.device)
+        for query, table in found.table(given.top).groupby("query", sort=False):
+            print(f"{query}\n{table[['rank', 'distance', 'path']].to_string(index=False)}\n")
+        for sentence in (*found.broken, *(f"{printable(path)} is no image" for path in found.skipped)):
+            print(f"left out: {sentence}", file=sys.stderr)
+        if given.out:
+            print(*figures.save(found.figure(given.top), given.out))
+    except StudyError as error:
+        print(f"search: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
