@@ -3,10 +3,12 @@
 # make lab          JupyterLab, for notebooks/.
 # make test | lint  The tests; style and types.
 # make sensitivity  Trains the rows of `sensitivity` in params.yaml (hours) and adds them to results/.
+# make published    The results that are in git: as many seeds as published.yaml lists (hours), and the README's table.
 # make paper        The real data sets: merges paper.yaml into params.yaml, then repro.
 # make report       Makes results/report.html and opens it.
 # make experiments  `dvc exp show`, without the columns that do not differ.
-# make bench        Measures what is claimed to be fast; benchmarks.md.
+# make bench        Measures what is claimed to be fast: results/benchmarks.md.
+# make readme       Writes the README's table from results/.
 # make kill-test    Kills runs at random moments and compares what comes out; half an hour.
 # make ray          Adds Ray, for runs on many machines: docs/scale.md.
 # make lock         Compiles the lock files again from pyproject.toml (ARGS=--upgrade for newer versions).
@@ -27,7 +29,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(shell rm -f $(READY))
 endif
 
-.PHONY: help setup repro demo lab test lint sensitivity paper report experiments bench kill-test ray lock
+.PHONY: help setup repro demo lab test lint sensitivity published paper report experiments readme bench kill-test ray lock
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
 
@@ -43,7 +45,7 @@ demo: setup
 	@ls -d build/demo/results/*/tables build/demo/results/*/figures build/demo/results/report.html
 
 lab: setup
-	@python -m jupyterlab $(ARGS)
+	@python -m jupyterlab --config=tools/lab.py $(ARGS)
 
 test: setup
 	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile $(ARGS)
@@ -54,8 +56,14 @@ lint: setup
 sensitivity: setup
 	@python -m tools.variation --sensitivity
 	@cd build/sensitivity && PYTHONPATH=. python -m tools.batch evaluate $(ARGS)
-	@cp build/sensitivity/results/records/*.json results/records/
-	@python -m tools.batch sensitivity
+	@python -m tools.variation --collect
+	@python -m tools.batch
+
+published: setup
+	@python -m tools.variation published.yaml --into build/published --share-cache
+	@cd build/published && PYTHONPATH=. python -m tools.batch $(ARGS)
+	@cp -r build/published/results/. results/
+	@python -m tools.readme
 
 paper: setup
 	@python -m tools.variation paper.yaml
@@ -68,6 +76,9 @@ report: setup
 experiments: setup
 	@dvc exp show --only-changed --drop '.*/.*|.*\.yaml' --no-pager $(ARGS)
 
+readme: setup
+	@python -m tools.readme
+
 bench: setup
 	@python -m tools.bench $(ARGS)
 
@@ -75,13 +86,15 @@ kill-test: setup
 	@python -m tools.kill_test $(ARGS)
 
 ray: setup
-	@pip install --quiet --require-hashes -r requirements-extras.lock
+	@python -m pip install -qq --require-hashes -r requirements-extras.lock
 
 LOCK := uv pip compile --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-emit-index-url \
     --custom-compile-command "make lock" --quiet
+# uv reads SSL_CERT_FILE and UV_INDEX, not pip's settings.
 lock: setup
 	$(LOCK) --extra dev --output-file requirements.lock $(ARGS) pyproject.toml
-	$(LOCK) --extra cluster --constraints requirements.lock --output-file requirements-extras.lock $(ARGS) pyproject.toml
+	@python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['cluster'])" \
+	    | $(LOCK) --constraints requirements.lock --output-file requirements-extras.lock $(ARGS) -
 
 # pip, so that its settings for mirrors, proxies and certificates apply. The stamp comes last: an interrupted set-up
 # starts again. A .venv that somebody else made is left alone.
@@ -92,5 +105,5 @@ $(READY): requirements.lock
 	@test -f $@ || { rm -rf .venv && mkdir .venv && touch .venv/.by-make && "$(PYTHON)" -m venv .venv; } || { \
 	    rm -rf .venv; echo "$(PYTHON) has no working venv module (on Debian and Ubuntu: python3-venv)"; exit 1; }
 	@echo "Installing the versions of requirements.lock in .venv (some minutes, 6 GB on Linux)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
 	@echo "$(CURDIR)" > $@

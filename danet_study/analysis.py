@@ -6,6 +6,7 @@ identities with D features each; `modalities` is 0 for visible and 1 for infrare
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -18,10 +19,9 @@ from danet_study.files import StudyError
 
 Metric = Literal["cosine", "euclidean"]
 
-# The four kinds of image pairs, in the order of figures and tables.
 SAME_WITHIN, SAME_CROSS = "same_within", "same_cross"
 DIFFERENT_WITHIN, DIFFERENT_CROSS = "different_within", "different_cross"
-KINDS: Mapping[str, str] = {
+KINDS: Mapping[str, str] = {  # of image pairs, in the order of figures and tables
     SAME_WITHIN: "same identity, same modality",
     SAME_CROSS: "same identity, other modality",
     DIFFERENT_WITHIN: "different identity, same modality",
@@ -112,12 +112,12 @@ class Distributions:
         """
         a, b = self.kinds[first], self.kinds[second]
         if a.n == 0 or b.n == 0:
-            return Separation(float("nan"), float("nan"))
+            return Separation(math.nan, math.nan)
         overlap = float(np.minimum(a.counts / a.n, b.counts / b.n).sum())
-        gap, spread = b.mean - a.mean, float(np.sqrt((a.std**2 + b.std**2) / 2))
-        if spread > 0:
-            return Separation(overlap, gap / spread)
-        return Separation(overlap, 0.0 if gap == 0 else float(np.copysign(np.inf, gap)))
+        gap, spread = b.mean - a.mean, math.sqrt((a.std**2 + b.std**2) / 2)
+        if spread == 0:
+            return Separation(overlap, math.copysign(math.inf, gap) if gap else 0.0)
+        return Separation(overlap, gap / spread)
 
 
 def distance_distributions(
@@ -161,15 +161,11 @@ def distance_distributions(
 
 @dataclass(frozen=True)
 class IdentityGaps:
-    """Distances between the centers of P identities, ascending pid (`identity_gaps`).
-
-    cross: from an identity's visible to its infrared center. between: [modality, p, q] from p's to q's center in that
-    modality, NaN for p itself.
-    """
+    """Distances between the centers of P identities, ascending pid (`identity_gaps`)."""
 
     pids: Int[np.ndarray, " P"]
-    cross: Float[np.ndarray, " P"]
-    between: Float[np.ndarray, "2 P P"]
+    cross: Float[np.ndarray, " P"]  # from an identity's visible to its infrared center
+    between: Float[np.ndarray, "2 P P"]  # [modality, p, q]: from p's to q's center, NaN for p itself
 
     @property
     def nearest(self) -> Float[np.ndarray, "2 P"]:
@@ -300,21 +296,18 @@ def principal_plane(feat: Float[np.ndarray, "N D"], metric: Metric = "cosine") -
 
 @dataclass(frozen=True)
 class RankedGallery:
-    """A query's ranking. order: gallery index at each rank; right: whether it shows the query's identity.
+    """A query's ranking."""
 
-    ignored: gallery indices that the protocol removes for this query, nearest first.
-    """
-
-    order: Int[np.ndarray, " R"]
+    order: Int[np.ndarray, " R"]  # gallery index at each rank
     distances: Num[np.ndarray, " R"]
-    right: Bool[np.ndarray, " R"]
-    ignored: Int[np.ndarray, " I"]
+    right: Bool[np.ndarray, " R"]  # whether it shows the query's identity
+    ignored: Int[np.ndarray, " I"]  # gallery indices that the protocol removes for this query, nearest first
 
     @property
     def average_precision(self) -> float:
         """As in metrics.retrieval_metrics; NaN without a match."""
         ranks = np.flatnonzero(self.right) + 1
-        return float((np.arange(1, len(ranks) + 1) / ranks).mean()) if len(ranks) else float("nan")
+        return float((np.arange(1, len(ranks) + 1) / ranks).mean()) if len(ranks) else math.nan
 
 
 def rank_gallery(

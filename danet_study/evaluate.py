@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from danet_core import INFRARED, MODALITIES, VISIBLE
+from danet_core import INFRARED, VISIBLE
 from danet_core.model import DANet
-from danet_study.analysis import best_and_worst_queries, modality_gap, modality_probe
+from danet_study.analysis import Metric, best_and_worst_queries, modality_gap, modality_probe
 from danet_study.checkpoint import build_model, load_run
 from danet_study.config import Evaluation, Recipe, RunConfig
 from danet_study.data import normalize
@@ -81,10 +81,8 @@ def evaluate(
     """
     exit_with_pipeline()
     if config.dataset.protocol not in PROTOCOLS:
-        known = ", ".join(PROTOCOLS)
-        raise StudyError(
-            f"datasets.{config.dataset.name}.protocol: found {config.dataset.protocol!r}, expected {known}"
-        )
+        where, known = f"datasets.{config.dataset.name}.protocol", ", ".join(PROTOCOLS)
+        raise StudyError(f"{where}: found {config.dataset.protocol!r}, expected {known}")
     run_dir, root = Path(runs) / config.name, Path(packed) / config.dataset.name
     model, run = load_run(run_dir, config)
     store = PackedStore.open(root)
@@ -99,30 +97,46 @@ def evaluate(
             f"{root}: {len(leaked)} test identities are trained on (first {leaked[0]}); correct the splits"
         )
     start = build_model(config.resolved(), model.classifier.out_features, backbone)
-    before = extract(start, store, rows, config.recipe, batch_size=config.evaluation.batch_size, device=device)
-    features = extract(model, store, rows, config.recipe, batch_size=config.evaluation.batch_size, device=device)
+    before, features = (
+        extract(one, store, rows, config.recipe, batch_size=config.evaluation.batch_size, device=device)
+        for one in (start, model)
+    )
     images, metric = features.images(config.model.test_feature), config.evaluation.metric
     protocol, marks = PROTOCOLS[config.dataset.protocol], _marks(config.evaluation, store)
     scored = protocol.score(images, store, config.evaluation)
     identities = images.pids, images.modalities
     query, gallery = (images.of_modality(side) for side in protocol.sides[protocol.ablation])
+    infrared, visible = images.of_modality(INFRARED), images.of_modality(VISIBLE)
     scores = {
         "settings": {name: {**_setting(result), **marks} for name, result in scored.items()},
         "per_identity": _per_identity(scored[protocol.ablation], query),
-        "within": {MODALITIES[one]: _within(images.of_modality(one), metric) for one in (VISIBLE, INFRARED)},
+        "within": {"visible": _within(visible, metric), "infrared": _within(infrared, metric)},
         "modality_gap": modality_gap(images.feat, *identities) | {"pretrained": modality_gap(before.feat, *identities)},
         "probe": {
             "pretrained": modality_probe(before.feat, *identities),
             "before_bn": modality_probe(features.feat, *identities),
             "after_bn": modality_probe(features.feat_bn, *identities),
         },
-        **_camera_pairs(images, metric),
-        "training": _training(run, config),
+    }
+    if len(np.unique(infrared.camids)) > 1 or len(np.unique(visible.camids)) > 1:  # the settings score a single pair
+        scores["camera_pairs"] = camera_pairs(infrared, visible, metric)
+    recipe, last = config.recipe, run["history"][-1]
+    scores["training"] = {
+        "steps": recipe.epochs * recipe.steps_per_epoch,
+        "epochs": recipe.epochs,
+        "final": {term: last[term] for term in config.losses},
     }
     record = {
-        **{"run": config.name, "dataset": config.dataset.name, "trial": config.trial, "variant": config.variant},
-        **{"seed": config.seed, "protocol": config.dataset.protocol, "split": "test"},
-        **{"synthetic": store.meta["synthetic"], "partial": store.meta["partial"], **_rounded(scores)},
+        "run": config.name,
+        "dataset": config.dataset.name,
+        "trial": config.trial,
+        "variant": config.variant,
+        "seed": config.seed,
+        "protocol": config.dataset.protocol,
+        "split": "test",
+        "synthetic": store.meta["synthetic"],
+        "partial": store.meta["partial"],
+        **_rounded(scores),
         "config": config.resolved(),
         "evaluation": config.evaluation.model_dump(mode="json"),
         "provenance": {**run["provenance"], "config_sha256": sha256_json(config.resolved())},
@@ -168,13 +182,12 @@ def _refuse_other(path: str, found: str, expected: str) -> None:
 
 
 def _setting(result: ProtocolResult) -> dict[str, Any]:
+    per_trial = {key: [trial[key] for trial in result.per_trial] for key in ("cmc1", "mAP", "mINP")}
+    same = {key: getattr(result, key) for key in ("n_query", "n_valid", "gallery_size", "chance_rank1")}
     return {
         "mean": result.mean,
-        "per_trial": {key: [trial[key] for trial in result.per_trial] for key in ("cmc1", "mAP", "mINP")},
-        "n_query": result.n_query,
-        "n_valid": result.n_valid,
-        "gallery_size": result.gallery_size,
-        "chance_rank1": result.chance_rank1,
+        "per_trial": per_trial,
+        **same,
         "cmc": result.cmc.tolist(),
         "cmc_level": result.cmc_level,
     }
@@ -194,22 +207,9 @@ def _per_identity(result: ProtocolResult, query: Images) -> dict[str, list[Any]]
     return {"pids": pids.tolist(), "n": n.tolist(), **means}
 
 
-def _within(images: Images, metric: Any) -> dict[str, Any]:
-    result = within_modality(images, metric)
-    return {**{key: result.mean[key] for key in ("cmc1", "mAP")}, "n_query": result.n_query, "n_valid": result.n_valid}
-
-
-def _camera_pairs(images: Images, metric: Any) -> dict[str, Any]:
-    """Infrared queries by camera pair, unless there is one pair only, which the settings score."""
-    query, gallery = images.of_modality(INFRARED), images.of_modality(VISIBLE)
-    single = len(np.unique(query.camids)) == len(np.unique(gallery.camids)) == 1
-    return {} if single else {"camera_pairs": camera_pairs(query, gallery, metric)}
-
-
-def _training(run: dict[str, Any], config: RunConfig) -> dict[str, Any]:
-    last, epochs = run["history"][-1], config.recipe.epochs
-    final = {term: last[term] for term in config.losses}
-    return {"steps": epochs * config.recipe.steps_per_epoch, "epochs": epochs, "final": final}
+def _within(images: Images, metric: Metric) -> dict[str, float | int]:
+    found = within_modality(images, metric)
+    return {"cmc1": found.mean["cmc1"], "mAP": found.mean["mAP"], "n_query": found.n_query, "n_valid": found.n_valid}
 
 
 def _rounded(value: Any) -> Any:

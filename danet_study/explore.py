@@ -5,17 +5,10 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import dataclasses
 import functools
-import gc
 import html
-import io
-import itertools
-import re
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +16,6 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from PIL import Image
 
 from danet_core import INFRARED, MODALITIES, VISIBLE
 from danet_study import analysis, figures
@@ -32,7 +23,7 @@ from danet_study.analysis import Distributions, IdentityGaps, Metric, Plane
 from danet_study.config import Dataset, Study
 from danet_study.evaluate import FEATURES as FEATURES_FILE
 from danet_study.evaluate import Features
-from danet_study.figures import MARKS, Mark, StudyFigure, Tile
+from danet_study.figures import StudyFigure, Tile, store_tile
 from danet_study.files import StudyError, read_json
 from danet_study.protocols import PROTOCOLS, Images, Protocol
 from danet_study.store import PackedStore
@@ -72,20 +63,18 @@ class Exploration:
 
     def __init__(self, study: Study, root: str | Path = ".") -> None:
         self.study, self.root = study, Path(root)
-        names = " ".join(path.parent.name for path in self.root.glob(f"runs/*/{FEATURES_FILE}"))
-        found = {
-            (dataset, int(trial), int(seed), variant)
-            for dataset, variant in itertools.product(study.datasets, study.rows)
-            for trial, seed in re.findall(rf"(?<!\S){dataset}-(\d+)-{variant}-(\d+)(?!\S)", names)
-        }
         self.runs: dict[tuple[str, int], tuple[str, ...]] = {}
-        for dataset, trial, seed, _ in sorted(found):
-            there = tuple(row for row in study.rows if (dataset, trial, seed, row) in found)
-            self.runs[f"{dataset}-{trial}", seed] = there
+        rows, found = list(study.rows), []
+        for path in self.root.glob(f"runs/*-*-*-*/{FEATURES_FILE}"):
+            dataset, trial, variant, number = path.parent.name.split("-")  # no name in params.yaml has a hyphen
+            if dataset in study.datasets and variant in rows:
+                found.append((dataset, int(trial), int(number), rows.index(variant)))
+        for name, split, seed, row in sorted(found):
+            self.runs[f"{name}-{split}", seed] = (*self.runs.get((f"{name}-{split}", seed), ()), rows[row])
         # One cache per object; a method decorated by `cache` would keep the object alive.
         self.store, self.images = functools.cache(self._store), functools.cache(self._images)
-        self.distributions, self.upper = functools.cache(self._distributions), functools.cache(self._upper)
-        self.gaps, self.plane = functools.cache(self._gaps), functools.cache(self._plane)
+        self.distributions, self.gaps = functools.cache(self._distributions), functools.cache(self._gaps)
+        self.plane = functools.cache(self._plane)
 
     def dataset(self, split: str) -> Dataset:
         return self.study.dataset(split.rpartition("-")[0])
@@ -95,13 +84,6 @@ class Exploration:
 
     def label(self, variant: str) -> str:
         return self.study.rows[variant].label
-
-    def variants(self, split: str, seed: int) -> tuple[str, ...]:
-        """Variants with a finished run. Raises StudyError if there is none."""
-        if (split, seed) not in self.runs:
-            known = ", ".join(f"{name} with seed {number}" for name, number in self.runs) or "no run"
-            raise StudyError(f"{split} has no finished run with seed {seed}; there is {known}; `make repro` makes them")
-        return self.runs[split, seed]
 
     def _store(self, split: str) -> PackedStore:
         """The packed images; their hash is compared with the runs', not recomputed, which takes seconds."""
@@ -116,14 +98,12 @@ class Exploration:
         return Features.load(run / FEATURES_FILE).images(feature)
 
     def _distributions(self, split: str, variant: str, seed: int, feature: str, metric: Metric) -> Distributions:
-        images = self.images(split, variant, seed, feature)
-        upper = 2.0 if metric == "cosine" else self.upper(split, seed, feature)
+        """Distances of a run in bins that all variants share."""
+        images, upper = self.images(split, variant, seed, feature), 2.0
+        if metric == "euclidean":  # the largest distance that any variant can have
+            feats = [self.images(split, one, seed, feature).feat for one in self.runs[split, seed]]
+            upper *= max(float(np.linalg.norm(feat, axis=1).max()) for feat in feats)
         return analysis.distance_distributions(images.feat, images.pids, images.modalities, metric=metric, upper=upper)
-
-    def _upper(self, split: str, seed: int, feature: str) -> float:
-        """The largest possible Euclidean distance of any variant, so that all have the same bins."""
-        feats = [self.images(split, variant, seed, feature).feat for variant in self.variants(split, seed)]
-        return 2.0 * max(float(np.linalg.norm(feat, axis=1).max()) for feat in feats) or 1.0
 
     def _gaps(self, split: str, variant: str, seed: int, feature: str) -> IdentityGaps:
         images = self.images(split, variant, seed, feature)
@@ -131,14 +111,6 @@ class Exploration:
 
     def _plane(self, split: str, variant: str, seed: int, feature: str, metric: Metric) -> Plane:
         return analysis.principal_plane(self.images(split, variant, seed, feature).feat, metric)
-
-    def prepare(self, split: str, seed: int) -> None:
-        """Compute what all features, metrics and variants need. Stops at a damaged run, or when the program ends."""
-        with contextlib.suppress(StudyError):  # shown when the damaged run itself is chosen
-            for feature, metric, variant in itertools.product(FEATURES, METRICS, self.variants(split, seed)):
-                if threading.main_thread().is_alive():
-                    run = split, variant, seed, feature
-                    self.distributions(*run, metric), self.plane(*run, metric), self.gaps(*run)
 
     # -------------------- choices
 
@@ -152,7 +124,7 @@ class Exploration:
 
     def queries(self, split: str, setting: str, seed: int) -> pd.DataFrame:
         """The manifest's lines of all queries of a setting."""
-        query, _ = self.sides(split, self.variants(split, seed)[0], seed, "after_bn", setting)
+        query, _ = self.sides(split, self.runs[split, seed][0], seed, "after_bn", setting)
         return self.store(split).manifest.iloc[query.rows].sort_values(["pid", "row"])
 
     def choose(
@@ -160,14 +132,18 @@ class Exploration:
     ) -> Choice:
         """A complete choice; what is left out is the first there is, of variants all. options: other fields of Choice.
 
-        Raises StudyError for a run that does not exist and for an unknown name, identity or option.
+        Raises StudyError for a run that does not exist and for an unknown name or identity.
         """
         settings = self.protocol(split).settings
         if seed is None:
             seed = next((number for name, number in self.runs if name == split), 0)
-        there = self.variants(split, seed)
-        given = {"feature": "after_bn", "metric": "cosine", "color": "modality", **options}
-        given.setdefault("setting", next(iter(settings)))
+        if (split, seed) not in self.runs:
+            raise StudyError(
+                f"{split} has no finished run with seed {seed}; choose another, or make it with `make repro`"
+            )
+        there = self.runs[split, seed]
+        first = {"feature": "after_bn", "metric": "cosine", "color": "modality", "setting": next(iter(settings))}
+        given = {**first, **options}
         known: dict[str, Any] = {"feature": FEATURES, "metric": METRICS, "setting": settings, "color": COLORS}
         wishes = [(name, given[name], known[name]) for name in known] + [("variant", name, there) for name in variants]
         for what, value, values in wishes:
@@ -219,23 +195,22 @@ class Exploration:
                 if choice.color == "identity":
                     near = gaps[label].neighbors[:, gaps[label].row(choice.pid)]
                     layers = [
-                        ("other identities", everyone, ("#D0D0D0",) * 2, 1.5),
-                        ("its nearest identities", np.isin(images.pids, near), ("#E69F00",) * 2, 4.0),
-                        (f"identity {choice.pid}", images.pids == choice.pid, ("#0072B2",) * 2, 4.0),
+                        ("other identities, ", everyone, ("#D0D0D0",) * 2, 1.5),
+                        ("its nearest identities, ", np.isin(images.pids, near), ("#E69F00",) * 2, 4.0),
+                        (f"identity {choice.pid}, ", images.pids == choice.pid, ("#0072B2",) * 2, 4.0),
                     ]
                 for words, chosen, colors, size in layers:
                     for modality, marker in ((VISIBLE, "o"), (INFRARED, "^")):
                         points = plane.points[chosen & (images.modalities == modality)]
-                        name = ", ".join(filter(None, (words, MODALITIES[modality])))
                         look: Any = {"color": colors[modality], "markersize": size, "markeredgewidth": 0, "alpha": 0.7}
-                        axis.plot(*points.T, marker, label=name, **look)
+                        axis.plot(*points.T, marker, label=words + MODALITIES[modality], **look)
                 axis.set_title(f"{label}: {100 * plane.explained.sum():.0f} % of the variance")
                 # No ticks: the coordinates have no meaning, and all panels have the same.
                 axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
-            figures.label_axes(axes, "first principal component", "second principal component")
-            figures.finish(figure, axes, self.title("Test features in two dimensions", choice))
+            title = self.title("Test features in two dimensions", choice)
+            figures.finish(figure, title, "first principal component", "second principal component")
             for handle in figure.legends[0].legend_handles:
-                handle.set(markersize=5, alpha=1)
+                handle.set(markersize=5, alpha=1)  # type: ignore[union-attr]
         return figure
 
     def gap_figure(self, choice: Choice) -> StudyFigure:
@@ -255,8 +230,9 @@ class Exploration:
                 ends, name = [y[0] - 0.4, y[1] + 0.4], "same identity, other modality"
                 axis.plot([gaps.cross[row]] * 2, ends, "--", color="#0072B2", label=name)
             axis.set_yticks(range(len(lines)), lines)
-            axis.set(xlim=(0, None), ylim=(len(lines) - 0.3, -0.6), xlabel="cosine distance between centers")
-            return figures.finish(figure, [axis], self.title(f"Modality gap of identity {choice.pid}", choice))
+            axis.set(xlim=(0, None), ylim=(len(lines) - 0.3, -0.6))
+            title = self.title(f"Modality gap of identity {choice.pid}", choice)
+            return figures.finish(figure, title, "cosine distance between centers")
 
     def gallery(self, choice: Choice, variant: str) -> tuple[str, Tile, list[Tile]]:
         """Heading, query and the first `top` images of its gallery, then the nearest of those the protocol ignores."""
@@ -265,17 +241,13 @@ class Exploration:
         protocol = self.protocol(choice.split)
         distances = analysis.distance_matrix(query.feat, gallery.feat, choice.metric)[0]
         ranked = analysis.rank_gallery(distances, choice.pid, gallery.pids, protocol.ignore(query, gallery)[0])
-
-        def tile(row: int, caption: str, mark: Mark) -> Tile:
-            name = f"id {store.pids[row]}, cam {store.camids[row]}"
-            return Tile(store.images[row].transpose(1, 2, 0), f"{caption}\n{name}", mark)
-
         rows = gallery.rows.tolist()
         tiles = [
-            tile(rows[i], f"{rank} · {distances[i]:.3f}", "right" if right else "wrong")
+            store_tile(store, rows[i], f"{rank} · {distances[i]:.3f}", "right" if right else "wrong")
             for rank, i, right in zip(range(1, choice.top + 1), ranked.order, ranked.right, strict=False)
         ]
-        tiles += [tile(rows[i], f"{distances[i]:.3f}", "ignored") for i in ranked.ignored[:IGNORED_SHOWN]]
+        ignored = ranked.ignored[:IGNORED_SHOWN]
+        tiles += [store_tile(store, rows[i], f"{distances[i]:.3f}", "ignored") for i in ignored]
         found = "no image of this identity in the gallery"
         if ranked.right.any():
             found = f"AP {100 * ranked.average_precision:.1f} %, first right image at rank {ranked.right.argmax() + 1}"
@@ -283,25 +255,28 @@ class Exploration:
         heading = f"{self.label(variant)}: identity {choice.pid} among {len(ranked.order)} images ({words}); {found}"
         if len(ranked.ignored):
             heading += f"; {len(ranked.ignored)} images ignored by the protocol"
-        return heading, tile(choice.query, "query", "query"), tiles
+        return heading, store_tile(store, choice.query, "query", "query"), tiles
+
+    def ranked_figure(self, choice: Choice) -> StudyFigure:
+        """The ranked gallery of the query for each variant."""
+        rows = [row for variant in choice.variants for row in figures.ranked_rows(*self.gallery(choice, variant))]
+        return figures.image_grid(rows, self.title("Ranked galleries", choice))
 
     def figures(self, choice: Choice) -> dict[str, StudyFigure]:
         """Every figure of the choice by name."""
-        made = {
-            "distances": self.distances_figure(choice),
-            "plane": self.plane_figure(choice),
-            "gap": self.gap_figure(choice),
-        }
-        for variant in choice.variants:
-            rows = figures.ranked_rows(*self.gallery(choice, variant))
-            made[f"ranked_{variant}"] = figures.image_grid(rows, self.title("Ranked gallery", choice))
-        return made
+        return {name: getattr(self, f"{name}_figure")(choice) for name in DEPENDS if name != "table"}
 
 
 # -------------------- controls
 
-_PAIRS = ("split", "seed", "feature", "variants", "metric")  # parts of a choice that most panels depend on
-_WRAP = widgets.Layout(flex_flow="row wrap", align_items="flex-start")
+_RUNS = ("split", "seed", "feature", "variants")
+DEPENDS: Mapping[str, tuple[str, ...]] = {  # what each panel shows of a choice
+    "table": (*_RUNS, "metric"),
+    "distances": (*_RUNS, "metric"),
+    "plane": (*_RUNS, "metric", "color"),
+    "gap": (*_RUNS, "pid"),
+    "ranked": (*_RUNS, "metric", "setting", "query", "top"),
+}
 
 
 class Explorer:
@@ -319,65 +294,78 @@ class Explorer:
             self.app: widgets.Widget = widgets.HTML(f"{split} has no finished run: `make repro` makes them")
             return
         wish = found.choose(split, **first)
-        known = [variant for variant in study.rows if any(variant in there for there in found.runs.values())]
+        words = {
+            **{"split": "split", "seed": "seed", "feature": "feature", "metric": "distance", "color": "colors"},
+            **{"setting": "search", "pid": "identity", "top": "show first"},
+        }
         self.controls: dict[str, Any] = {
-            "split": _dropdown("split", {name: name for name, _ in found.runs}),
-            "seed": _dropdown("seed"),
-            "feature": _dropdown("feature", FEATURES),
-            "metric": _dropdown("distance", METRICS),
-            "color": _dropdown("colors", COLORS),
-            "setting": _dropdown("search"),
-            "pid": _dropdown("identity"),
-            "query": widgets.SelectionSlider(options=[("", 0)], description="query", continuous_update=False),
-            "top": _dropdown("show first", {n: str(n) for n in sorted({*TOPS, wish.top})}),
+            name: widgets.Dropdown(description=description, layout={"width": "auto"})
+            for name, description in words.items()
         }
+        self.controls["query"] = widgets.SelectionSlider(options=[0], description="query", continuous_update=False)
+        known = [variant for variant in study.rows if any(variant in there for there in found.runs.values())]
         self.ticks = {
-            v: widgets.Checkbox(description=found.label(v), indent=False, layout={"width": "auto"}) for v in known
+            v: widgets.Checkbox(v in wish.variants, description=found.label(v), indent=False, layout={"width": "auto"})
+            for v in known
         }
-        self.status, self.table, self.galleries = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self.status = widgets.HTML()
         half = {"width": "49%", "min_width": "440px", "max_width": "640px"}  # two side by side where there is room
-        self.distances, self.plane = (widgets.Image(layout=half) for _ in range(2))
-        self.gap = widgets.Image(layout={"max_width": "100%"})
-        self._busy, self._shown, self._prepared, self._positions = False, {}, set(), {}  # type: ignore[var-annotated]
-        gc.freeze()  # searching torch's objects for garbage takes half a second at a time
+        self.panels: dict[str, Any] = {
+            "table": widgets.HTML(),
+            **{name: widgets.Image(layout=half) for name in ("distances", "plane")},
+            **{name: widgets.Image(layout={"max_width": "100%"}) for name in ("gap", "ranked")},
+        }
+        self._shown: dict[str, Any] = {}
         rows = [
             [self.controls[name] for name in ("split", "seed", "feature", "metric", "color")],
             [widgets.Label("variants"), *self.ticks.values()],
             [self.status],
-            [self.distances, self.plane],
-            [self.table],
+            [self.panels["distances"], self.panels["plane"]],
+            [self.panels["table"]],
             [self.controls[name] for name in ("setting", "pid", "query", "top")],
-            [self.gap],
-            [self.galleries],
+            [self.panels["gap"]],
+            [self.panels["ranked"]],
         ]
-        self.app = widgets.VBox([widgets.Box(row, layout=_WRAP) for row in rows])
-        with self._answering():
-            for variant, tick in self.ticks.items():
-                tick.value = variant in wish.variants
-            self._settle(dataclasses.asdict(wish))
-            for control in (*self.controls.values(), *self.ticks.values()):
-                control.observe(self._changed, "value")
-            self._refresh()
+        wrap = widgets.Layout(flex_flow="row wrap", align_items="flex-start")
+        self.app = widgets.VBox([widgets.Box(row, layout=wrap) for row in rows])
+        self._busy = False
+        for control in (*self.controls.values(), *self.ticks.values()):
+            control.observe(self._update, "value")
+        self._update(wish=dataclasses.asdict(wish))
+
+    def _update(self, change: Any = None, wish: Mapping[str, Any] | None = None) -> None:
+        """Redraw after a change of a control; an error is shown above the figures."""
+        if self._busy:  # a control that `_settle` moved
+            return
+        self._busy = True
+        try:
+            self._settle(wish or {})
+            self._draw()
+        except StudyError as error:
+            self.status.value = f'<span style="color: #B00020">{html.escape(str(error))}</span>'
+        finally:
+            self._busy = False
 
     def _settle(self, wish: Mapping[str, Any]) -> None:
         """Give every control the options that those before it leave; its value stays if it still can."""
-        found, controls = self.exploration, self.controls
+        found = self.exploration
 
-        def fill(name: str, options: Mapping[Any, str] | None = None) -> Any:
-            control = controls[name]
+        def fill(name: str, options: Mapping[Any, str]) -> Any:
+            control = self.controls[name]
             value = wish.get(name, control.value)
-            if options is not None and control.options != (pairs := tuple((w, v) for v, w in options.items())):
+            if control.options != (pairs := tuple((words, value) for value, words in options.items())):
                 control.options = pairs
-            if value in {value for _, value in control.options}:
-                control.value = value
+            control.value = value if value in options else next(iter(options))
             return control.value
 
-        for name in ("feature", "metric", "color", "top"):
-            fill(name)
-        split = fill("split")
-        seed = fill("seed", {s: str(s) for name, s in found.runs if name == split})
+        fill("feature", FEATURES)
+        fill("metric", METRICS)
+        fill("color", COLORS)
+        fill("top", {n: str(n) for n in sorted({*TOPS, wish.get("top", TOPS[0])})})
+        split = fill("split", {name: name for name, _ in found.runs})
+        seed = fill("seed", {number: str(number) for name, number in found.runs if name == split})
         for variant, tick in self.ticks.items():
-            tick.disabled = variant not in found.variants(split, seed)
+            tick.disabled = variant not in found.runs[split, seed]
             tick.value = tick.value and not tick.disabled
         setting = fill("setting", found.protocol(split).settings)
         queries = found.queries(split, setting, seed)
@@ -385,81 +373,27 @@ class Explorer:
         mine = queries[queries["pid"] == pid]
         fill("query", dict(zip(mine["row"].tolist(), mine["path"], strict=True)))
 
-    def _changed(self, change: Any) -> None:
-        if not self._busy:  # else a control that `_settle` moved
-            with self._answering():
-                self._settle({})
-                self._refresh()
-
-    @contextlib.contextmanager
-    def _answering(self) -> Iterator[None]:
-        """While controls move each other nothing is drawn; an error is shown above the figures."""
-        self._busy = True
-        try:
-            yield
-        except StudyError as error:
-            self.status.value = f'<span style="color: #B00020">{html.escape(str(error))}</span>'
-        finally:
-            self._busy = False
-
-    def _refresh(self) -> None:
+    def _draw(self) -> None:
         """Draw the panels whose part of the choice has changed."""
         variants = tuple(variant for variant, tick in self.ticks.items() if tick.value)
         if not variants:
             raise StudyError("no variant is chosen; tick at least one")
-        values = {name: control.value for name, control in self.controls.items()}
-        self.choice = choice = Choice(variants=variants, **values)
-        found, colors = self.exploration, ("color", "pid") if choice.color == "identity" else ("color",)
+        found = self.exploration
+        self.choice = choice = Choice(variants=variants, **{name: one.value for name, one in self.controls.items()})
         self.status.value = "computing …"
-        panels: list[tuple[Any, tuple[str, ...], Callable[[Choice], Any]]] = [
-            (self.table, _PAIRS, self._table),
-            (self.distances, _PAIRS, functools.partial(self._png, found.distances_figure)),
-            (self.plane, (*_PAIRS, *colors), functools.partial(self._png, found.plane_figure)),
-            (self.gap, (*_PAIRS[:-1], "pid"), functools.partial(self._png, found.gap_figure)),
-            (self.galleries, (*_PAIRS, "setting", "query", "top"), self._galleries),
-        ]
-        for widget, fields, make in panels:
-            key = tuple(getattr(choice, field) for field in fields)
-            if self._shown.get(widget) != key:
-                widget.value, self._shown[widget] = make(choice), key
+        for name, fields in DEPENDS.items():
+            if name == "plane" and choice.color == "identity":
+                fields = (*fields, "pid")
+            key = [getattr(choice, field) for field in fields]
+            if self._shown.get(name) == key:
+                continue
+            if name == "table":
+                self.panels[name].value = found.table(choice).to_html(float_format="{:.3f}".format, border=0)
+            else:
+                self.panels[name].value = getattr(found, f"{name}_figure")(choice)._repr_png_()
+            self._shown[name] = key
         words = f"features {FEATURES[choice.feature]}, last epoch"
         self.status.value = f"{words}; {figures.SYNTHETIC}" if found.dataset(choice.split).synthetic else words
-        run = choice.split, choice.seed
-        if run not in self._prepared:
-            self._prepared.add(run)
-            self.preparing = threading.Thread(target=found.prepare, args=run)
-            self.preparing.start()
-
-    def _table(self, choice: Choice) -> str:
-        table = self.exploration.table(choice).rename(index=lambda label: label.replace(" ", "\u00a0"))
-        return table.to_html(float_format="{:.3f}".format, border=0)
-
-    def _png(self, make: Callable[[Choice], StudyFigure], choice: Choice) -> bytes:
-        """A figure for the screen. Layout takes as long as drawing: figures of the same panels keep the first one's."""
-        with figures.style():
-            figure = make(choice)
-            figure.set_dpi(84)
-            key = make, choice.split, len(choice.variants), choice.color
-            title = figure.texts[0]
-            if key not in self._positions:
-                figure.get_layout_engine().execute(figure)  # type: ignore[union-attr]
-                self._positions[key] = [axis.get_position(original=True) for axis in figure.axes], title.get_position()
-            figure.set_layout_engine("none")
-            positions, place = self._positions[key]
-            title.set_position(place)
-            for axis, position in zip(figure.axes, positions, strict=True):
-                axis.set_position(position)
-            canvas = FigureCanvasAgg(figure)
-            canvas.draw()
-        return _encoded(np.asarray(canvas.buffer_rgba())[:, :, :3], "PNG", compress_level=1)
-
-    def _galleries(self, choice: Choice) -> str:
-        parts = []
-        for variant in choice.variants:
-            heading, query, ranked = self.exploration.gallery(choice, variant)
-            tiles = "".join(_tile_html(tile) for tile in (query, *ranked))
-            parts.append(f"<p>{html.escape(heading)}</p><div>{tiles}</div>")
-        return "".join(parts)
 
     def figures(self) -> dict[str, StudyFigure]:
         """The figures of what is chosen now; none if there is no run."""
@@ -469,25 +403,3 @@ class Explorer:
         """Write these figures to `folder` as PNG and PDF; nothing if `folder` is empty."""
         made = self.figures().items() if folder else ()
         return [path for name, figure in made for path in figures.save(figure, Path(folder) / name)]
-
-
-def _encoded(image: np.ndarray, form: str, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(stream, form, **options)
-    return stream.getvalue()
-
-
-def _tile_html(tile: Tile) -> str:
-    color, source = MARKS[tile.mark][0], base64.b64encode(_encoded(tile.image, "JPEG", quality=92)).decode()
-    caption = html.escape(tile.text()).replace("\n", "<br>")
-    dash = "dashed" if tile.mark == "ignored" else "solid"
-    return (
-        f'<figure style="display: inline-block; margin: 2px; text-align: center; font-size: 11px; line-height: 1.3; '
-        f'color: {color}"><img src="data:image/jpeg;base64,{source}" style="height: 130px; border: 3px {dash} {color}">'
-        f"<br>{caption}</figure>"
-    )
-
-
-def _dropdown(description: str, options: Mapping[Any, str] | None = None) -> widgets.Dropdown:
-    pairs = [(words, value) for value, words in (options or {}).items()]
-    return widgets.Dropdown(description=description, options=pairs, layout={"width": "auto"})

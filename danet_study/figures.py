@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import matplotlib
 import matplotlib.style
 import numpy as np
 import pandas as pd
@@ -43,17 +42,16 @@ PALETTE: Sequence[tuple[str, Any]] = (
     ("#D55E00", (0, (2, 1))),
     ("#56B4E9", (0, (4, 2, 1, 2, 1, 2))),
 )
-KIND_STYLE: Mapping[str, tuple[str, Any]] = {  # color: same or different identity; dash: across modalities
-    SAME_WITHIN: ("#0072B2", (0, ())),
-    SAME_CROSS: ("#0072B2", (0, (4, 1.5))),
-    DIFFERENT_WITHIN: ("#D55E00", (0, ())),
-    DIFFERENT_CROSS: ("#D55E00", (0, (4, 1.5))),
+KIND_STYLE: Mapping[str, Any] = {  # color: same or different identity; dash: across modalities
+    SAME_WITHIN: {"color": "#0072B2", "linestyle": "-"},
+    SAME_CROSS: {"color": "#0072B2", "linestyle": "--"},
+    DIFFERENT_WITHIN: {"color": "#D55E00", "linestyle": "-"},
+    DIFFERENT_CROSS: {"color": "#D55E00", "linestyle": "--"},
 }
 PALE = "#9A9A9A"
 SYNTHETIC = "synthetic: rendered pedestrians, not comparable with the paper"
 
 _STYLE: Any = {
-    **matplotlib.style.library["seaborn-v0_8-whitegrid"],
     "font.family": "DejaVu Sans",  # part of matplotlib, hence the same on every machine
     "font.size": 9,
     "axes.titlesize": 9,
@@ -63,13 +61,12 @@ _STYLE: Any = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titley": 1.0,  # its default place; searching for it takes a quarter of a figure's time
-    "figure.dpi": 100,
+    "figure.labelsize": 9,
     "figure.titlesize": 10,
     "grid.color": "#E2E2E2",
     "grid.linewidth": 0.6,
     "legend.fontsize": 8,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
+    "legend.handlelength": 3,
     "pdf.fonttype": 42,  # editable text
     "savefig.dpi": 160,
     "xtick.labelsize": 8,
@@ -87,10 +84,8 @@ _METADATA: Mapping[str, dict[str, Any]] = {  # no time and no version: equal fig
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """The study's look inside the block, independent of the user's matplotlib settings, which are restored."""
-    with matplotlib.rc_context(), warnings.catch_warnings():
+    with matplotlib.style.context(["seaborn-v0_8-whitegrid", _STYLE], after_reset=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # file names in other scripts
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
         yield
 
 
@@ -100,13 +95,15 @@ class StudyFigure(Figure):
     def _repr_png_(self) -> bytes:
         stream = io.BytesIO()
         with style():
-            self.savefig(stream, format="png", dpi=110)
+            self.set_dpi(90)
+            FigureCanvasAgg(self).print_png(stream, pil_kwargs={"compress_level": 1})  # `savefig` draws twice
         return stream.getvalue()
 
 
-def variant_style(study: Study, variant: str) -> tuple[str, Any]:
-    """Color and dash of a variant: its place among the rows of params.yaml, the same in every figure."""
-    return PALETTE[list(study.rows).index(variant) % len(PALETTE)]
+def variant_style(study: Study, variant: str) -> dict[str, Any]:
+    """Label, color and dash of a variant, the same in every figure: its place among the rows of params.yaml."""
+    color, dash = PALETTE[list(study.rows).index(variant) % len(PALETTE)]
+    return {"label": study.rows[variant].label, "color": color, "linestyle": dash}
 
 
 def save(figure: Figure, path_without_suffix: str | Path) -> list[Path]:
@@ -118,44 +115,30 @@ def save(figure: Figure, path_without_suffix: str | Path) -> list[Path]:
     return paths
 
 
-def panels(
-    count: int, *, columns: int, height: float, width: float = 3.6, sharey: bool = True
-) -> tuple[Any, list[Axes]]:
+def panels(count: int, *, columns: int, height: float, width: float = 3.6) -> tuple[StudyFigure, list[Axes]]:
     """A figure of `count` panels of these inches in rows of at most `columns`, and their axes."""
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     figure = StudyFigure(figsize=(max(width * columns, 4.5), height * rows + 0.9), layout="constrained")
-    axes = list(figure.subplots(rows, columns, sharex=True, sharey=sharey, squeeze=False).flat)
-    for axis in axes[count:]:
-        axis.set_visible(False)
-    for position, axis in enumerate(axes[:count]):
-        axis.tick_params(labelbottom=position + columns >= count)  # also above an empty place of the grid
-    return figure, axes[:count]
+    return figure, [figure.add_subplot(rows, columns, place) for place in range(1, count + 1)]
 
 
-def label_axes(axes: Sequence[Axes], x: str, y: str) -> None:
-    """Axis labels at the outer panels only."""
-    lowest = {axis.get_subplotspec().colspan.start: axis for axis in axes}  # type: ignore[union-attr]
-    for axis in axes:
-        column = axis.get_subplotspec().colspan.start  # type: ignore[union-attr]
-        axis.set_xlabel(x if axis is lowest[column] else "")
-        axis.set_ylabel(y if column == 0 else "")
+def finish(figure: StudyFigure, title: str, x: str = "", y: str = "") -> StudyFigure:
+    """Add title, axis labels and one legend for all panels, and widen the figure until they fit."""
+    found = [axis.get_legend_handles_labels() for axis in figure.axes]
+    handles = {label: handle for panel in found for handle, label in zip(*panel, strict=True)}
+    columns = 2 if len(handles) == 4 else 3
+    legend = figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
+    if x:
+        figure.supxlabel(x)
+    if y:
+        figure.supylabel(y)
+    return widen(figure, figure.suptitle(title), legend)
 
 
-def finish(figure: Any, axes: Sequence[Axes], title: str) -> Any:
-    """Add title and one legend for all panels, and widen the figure until both fit."""
-    handles: dict[str, Any] = {}
-    for axis in axes:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    parts: list[Any] = [figure.suptitle(title)]
-    if handles:
-        columns = 2 if len(handles) == 4 else min(len(handles), 3)
-        parts.append(
-            figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, handlelength=3)
-        )
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    needed = max(part.get_window_extent(renderer).width for part in parts) / figure.dpi + 0.3
+def widen(figure: StudyFigure, *parts: Any) -> StudyFigure:
+    """Make the figure as wide as its title or legend."""
+    needed = max(part.get_window_extent().width for part in parts) / figure.dpi + 0.3
     figure.set_figwidth(max(figure.get_figwidth(), needed))
     return figure
 
@@ -175,13 +158,12 @@ def figure_title(what: str, records: Sequence[Record], study: Study) -> str:
     return f"{title}\nnot the published protocol: {', '.join(marks)}" if marks else title
 
 
-def by_variant(records: Sequence[Record], study: Study) -> dict[str, list[Record]]:
+def by_variant(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Records of each variant, in order of appearance. Raises StudyError if there is none."""
     if not records:
         raise StudyError("no record to draw: none of the listed runs has one; run `dvc repro` first")
     found: dict[str, list[Record]] = {}
     for record in records:
-        study.run(f"{record['dataset']}-{record['trial']}", record["variant"], record["seed"])  # refuses unknown names
         found.setdefault(record["variant"], []).append(record)
     return found
 
@@ -195,26 +177,21 @@ def training_curves(records: Sequence[Record], study: Study) -> StudyFigure:
     records: training records of one data set (`runs/<run>/record.json`). A run without a term has no line in its panel.
     Raises StudyError if there is no record.
     """
-    groups = by_variant(records, study)
-    terms = dict.fromkeys(term for record in records for term in record["config"]["losses"])
+    runs = [run for group in by_variant(records).values() for run in group]
+    names = ["total", *dict.fromkeys(term for run in records for term in run["config"]["losses"]), "lr"]
     with style():
-        shown = ["total", *terms, "lr"]
-        figure, axes = panels(len(shown), columns=3, height=2.2, sharey=False)
-        for axis, name in zip(axes, shown, strict=True):
-            for variant, runs in groups.items():
-                color, dash = variant_style(study, variant)
-                for record in runs:
-                    points = [(epoch["epoch"], epoch[name]) for epoch in record["history"] if name in epoch]
-                    if points:
-                        label = study.rows[variant].label
-                        axis.plot(*zip(*points, strict=True), color=color, linestyle=dash, label=label)
+        figure, axes = panels(len(names), columns=3, height=2.2)
+        for axis, name in zip(axes, names, strict=True):
+            for run in runs:
+                points = {epoch["epoch"]: epoch[name] for epoch in run["history"] if name in epoch}
+                if points:
+                    axis.plot(list(points), list(points.values()), **variant_style(study, run["variant"]))
             axis.set_title({"total": "total loss (Eq. 6)", "lr": "learning rate"}.get(name, name))
             if name == "lr":
                 axis.set_yscale("log")
             else:
                 axis.set_ylim(bottom=0)
-        label_axes(axes, "epoch", "")
-        return finish(figure, axes, figure_title("Training", records, study))
+        return finish(figure, figure_title("Training", records, study), "epoch")
 
 
 def cmc_curves(records: Sequence[Record], study: Study) -> StudyFigure:
@@ -223,35 +200,28 @@ def cmc_curves(records: Sequence[Record], study: Study) -> StudyFigure:
     A line is the mean over a variant's runs (trials and seeds) and the band their range. The bar at rank 1 is the range
     over runs and galleries. Raises StudyError if there is no record.
     """
-    groups = by_variant(records, study)
-    titles = PROTOCOLS[records[0]["protocol"]].settings
-    settings = [name for name in titles if name in records[0]["settings"]]
+    groups = by_variant(records)
+    titles, first = PROTOCOLS[records[0]["protocol"]].settings, records[0]["settings"]
+    settings = [name for name in titles if name in first]
     with style():
         figure, axes = panels(len(settings), columns=2, height=2.5)
-        ranges = False
         for axis, setting in zip(axes, settings, strict=True):
             for offset, (variant, runs) in enumerate(groups.items()):
-                color, dash = variant_style(study, variant)
-                found = [run["settings"][setting] for run in runs]
-                curves = 100 * np.array([one["cmc"] for one in found])  # (runs, ranks)
-                first = 100 * np.concatenate([one["per_trial"]["cmc1"] for one in found])
+                look = variant_style(study, variant)
+                curves = 100 * np.array([run["settings"][setting]["cmc"] for run in runs])  # (runs, ranks)
+                rank1 = 100 * np.concatenate([run["settings"][setting]["per_trial"]["cmc1"] for run in runs])
                 ranks = np.arange(1, curves.shape[1] + 1)
-                axis.plot(ranks, curves.mean(0), color=color, linestyle=dash, label=study.rows[variant].label)
-                if len(curves) > 1:
-                    axis.fill_between(ranks, curves.min(0), curves.max(0), color=color, alpha=0.15, linewidth=0)
-                if first.min() < first.max():
-                    axis.vlines(1 - 0.12 * offset, first.min(), first.max(), color=color)
-                    ranges = True
-            one = records[0]["settings"][setting]
+                axis.plot(ranks, curves.mean(0), **look)
+                axis.fill_between(ranks, curves.min(0), curves.max(0), color=look["color"], alpha=0.15, linewidth=0)
+                axis.vlines(1 - 0.12 * offset, rank1.min(), rank1.max(), color=look["color"])
             chance = 100 * np.mean([record["settings"][setting]["chance_rank1"] for record in records])
-            axis.axhline(chance, color=PALE, linewidth=0.8, linestyle=(0, (1, 2)), label="Rank-1 by chance")
+            axis.axhline(chance, color=PALE, linewidth=0.8, linestyle=":", label="Rank-1 by chance")
+            one = first[setting]
             axis.set_title(f"{titles[setting]}\n{one['n_valid']} queries, gallery {one['gallery_size']}")
             axis.set(xlim=(0.5, len(one["cmc"])), xticks=[1, *range(5, len(one["cmc"]) + 1, 5)], ylim=(0, 100))
-        if ranges:
-            axes[0].plot([], [], "|", color=PALE, markersize=9, label="Rank-1: range over runs and galleries")
+        axes[0].plot([], [], "|", color=PALE, markersize=9, label="Rank-1: range over runs and galleries")
         level = "identities" if one["cmc_level"] == "identity" else "images"
-        label_axes(axes, f"rank k, {level}", "matched within k, %")
-        return finish(figure, axes, figure_title("CMC", records, study))
+        return finish(figure, figure_title("CMC", records, study), f"rank k, {level}", "matched within k, %")
 
 
 def camera_pairs(records: Sequence[Record], study: Study) -> StudyFigure:
@@ -263,29 +233,27 @@ def camera_pairs(records: Sequence[Record], study: Study) -> StudyFigure:
     import seaborn as sns  # here: importing it takes seconds, and only this figure needs it
 
     found = [record for record in records if record.get("camera_pairs")]
-    groups = by_variant(found, study)
     tables = {
         variant: pd.DataFrame([pair for run in runs for pair in run["camera_pairs"]])
         .pivot_table(index="query_camera", columns="gallery_camera", values="mAP", dropna=False)
         .mul(100)
-        for variant, runs in groups.items()
+        for variant, runs in by_variant(found).items()
     }
-    highest = max(float(np.nanmax(table)) for table in tables.values())
+    scale: Any = {"vmin": 0, "vmax": max(float(np.nanmax(table)) for table in tables.values()), "cmap": "Blues"}
+    frame: Any = {"fill": False, "linestyle": "--", "linewidth": 1.6, "edgecolor": "#D55E00"}
     with style():
         figure, axes = panels(len(tables), columns=2, height=1.5)
         for axis, (variant, table) in zip(axes, tables.items(), strict=True):
-            sns.heatmap(table, ax=axis, vmin=0, vmax=highest, cmap="Blues", annot=True, fmt=".1f", cbar=False)
-            axis.set_title(study.rows[variant].label)
+            sns.heatmap(table, ax=axis, annot=True, fmt=".1f", cbar=False, **scale)
+            axis.set(title=study.rows[variant].label, xlabel="", ylabel="")
             axis.tick_params(rotation=0)
-            axis.grid(False)
             query, gallery = (Images.of(np.zeros((len(one), 1)), one, one) for one in (table.index, table.columns))
             for row, column in np.argwhere(PROTOCOLS[found[0]["protocol"]].ignore(query, gallery)):
-                frame: Any = {"fill": False, "linestyle": "--", "linewidth": 1.6, "edgecolor": "#D55E00"}
                 place = column + 0.04, row + 0.04
                 axis.add_patch(Rectangle(place, 0.92, 0.92, label="ignored by the protocol", **frame))
-        label_axes(axes, "camera of the visible gallery", "infrared queries")
         figure.colorbar(axes[0].collections[0], ax=axes, label="mAP, %", fraction=0.05)
-        return finish(figure, axes, figure_title("Camera pairs", found, study))
+        title = figure_title("Camera pairs", found, study)
+        return finish(figure, title, "camera of the visible gallery", "infrared queries")
 
 
 PROBED: Mapping[str, tuple[str, str]] = {
@@ -301,24 +269,24 @@ def modality_probe(records: Sequence[Record], study: Study) -> StudyFigure:
     Means over a variant's runs. At 50 the feature does not reveal the modality. The filled mark is the feature used for
     retrieval. Raises StudyError if there is no record.
     """
-    groups = by_variant(records, study)
+    groups = by_variant(records)
     with style():
         figure, (axis,) = panels(1, columns=1, height=0.42 * len(groups) + 1.0, width=5.5)
         for row, (variant, runs) in enumerate(groups.items()):
-            color, _ = variant_style(study, variant)
+            color = variant_style(study, variant)["color"]
             used = runs[0]["config"]["model"].get("test_feature", "after_bn")
             means = {name: 100 * float(np.mean([run["probe"][name] for run in runs])) for name in PROBED}
             axis.plot([means["pretrained"], means[used]], [row, row], color="#C8C8C8", linewidth=1, zorder=1)
             for name, (words, marker) in PROBED.items():
                 fill, label = color if name == used else "white", words if row == 0 else None
                 axis.plot(means[name], row, marker, markerfacecolor=fill, markeredgecolor=color, label=label)
-            place: Any = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
-            axis.annotate(f"{means[used]:.1f}", (means[used], row), **place)
-        axis.axvline(50, color=PALE, linewidth=0.8, linestyle=(0, (1, 2)), label="modality not recognizable")
-        axis.set(xlim=(48, 102), ylim=(len(groups) - 0.5, -0.6), xlabel="balanced accuracy of a linear probe, %")
+            axis.text(means[used], row - 0.15, f"{means[used]:.1f}", ha="center", va="bottom")
+        axis.axvline(50, color=PALE, linewidth=0.8, linestyle=":", label="modality not recognizable")
+        axis.set(xlim=(48, 102), ylim=(len(groups) - 0.5, -0.6))
         axis.set_yticks(range(len(groups)), [study.rows[variant].label for variant in groups])
         axis.grid(False, axis="y")
-        return finish(figure, [axis], figure_title("Modality probe accuracy", records, study))
+        title = figure_title("Modality probe accuracy", records, study)
+        return finish(figure, title, "balanced accuracy of a linear probe, %")
 
 
 def distance_distributions(
@@ -326,14 +294,11 @@ def distance_distributions(
 ) -> StudyFigure:
     """The paper's Figure 1, measured: four distance distributions per variant, one panel each, common limits.
 
-    distributions: by variant label, all with the same bins. Ticks at the lower edge are means. gaps: by label, shares
-    from `analysis.modality_gap`. Raises StudyError if there is none; ValueError if bins differ.
+    distributions: by variant label, at least one, all with the same bins. Ticks at the lower edge are means.
+    gaps: by label, shares from `analysis.modality_gap`.
     """
-    if not distributions:
-        raise StudyError("no features to draw: none of the chosen runs has any; run `dvc repro` first")
     edges = next(iter(distributions.values())).edges
-    if any(not np.array_equal(edges, one.edges) for one in distributions.values()):
-        raise ValueError("the distributions have different bins")
+    assert all(np.array_equal(edges, one.edges) for one in distributions.values()), "the bins differ"
     kinds = [kind for one in distributions.values() for kind in one.kinds.values()]
     last = max(int(np.flatnonzero(kind.counts).max(initial=0)) for kind in kinds)
     top = 1.05 * max(kind.density(edges).max() for kind in kinds)
@@ -341,37 +306,33 @@ def distance_distributions(
         figure, axes = panels(len(distributions), columns=2, height=2.6, width=4.0)
         for axis, (label, one) in zip(axes, distributions.items(), strict=True):
             for kind, words in KINDS.items():
-                color, dash = KIND_STYLE[kind]
-                density, mean = one.kinds[kind].density(edges), one.kinds[kind].mean
-                axis.plot((edges[:-1] + edges[1:]) / 2, density, color=color, linestyle=dash, label=words)
-                axis.plot([mean, mean], [0, 0.05 * top], color=color, linestyle=dash, linewidth=2.4)
-            separation = one.separation(SAME_CROSS, DIFFERENT_CROSS)
-            lines = [textwrap.fill(label, 48), f"across modalities: d′ {_number(separation.d_prime)}"]
-            lines[-1] += f", overlap {_number(separation.overlap)}"
+                mean = one.kinds[kind].mean
+                axis.plot((edges[:-1] + edges[1:]) / 2, one.kinds[kind].density(edges), label=words, **KIND_STYLE[kind])
+                axis.plot([mean, mean], [0, 0.05 * top], linewidth=2.4, **KIND_STYLE[kind])
+            found = one.separation(SAME_CROSS, DIFFERENT_CROSS)
+            words = (
+                f"{textwrap.fill(label, 48)}\nacross modalities: d′ {found.d_prime:.2f}, overlap {found.overlap:.2f}"
+            )
             if gaps:
                 shares = " / ".join(f"{100 * gaps[label][name]:.0f}" for name in ("nearest", "median", "mean"))
-                lines.append(f"modality gap > nearest / median / mean identity: {shares} %")
-            axis.set_title("\n".join(lines), fontsize=8)
+                words += f"\nmodality gap > nearest / median / mean identity: {shares} %"
+            axis.set_title(words, fontsize=8)
             axis.set(xlim=(0, edges[min(last + 2, len(edges) - 1)]), ylim=(0, top))
-        label_axes(axes, f"{one.metric} distance", "density")
-        return finish(figure, axes, title)
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
+        return finish(figure, title, f"{one.metric} distance", "density")
 
 
 # -------------------- figures of crops
 
 
 Mark = Literal["query", "right", "wrong", "ignored", ""]
-MARKS: Mapping[str, tuple[str, str]] = {  # color of the frame, sign for gray print
+MARKS: Mapping[str, tuple[str, str]] = {  # color of frame and caption; sign for gray print
     "query": ("#0072B2", ""),
     "right": ("#009E73", "✓"),
     "wrong": ("#D55E00", "✗"),
     "ignored": (PALE, "ignored"),
+    "": ("#262626", ""),
 }
-_COLUMN, _LINE = 0.95, 0.125  # inches: width of a crop, height of a line of text
+_WIDTH, _GAP, _LINE = 0.88, 0.08, 0.125  # inches: a crop, the space between crops, a line of text
 
 
 class Tile(NamedTuple):
@@ -381,12 +342,14 @@ class Tile(NamedTuple):
     caption: str = ""
     mark: Mark = ""
 
-    def text(self) -> str:
-        first, *rest = self.caption.split("\n")
-        return "\n".join([f"{first} {MARKS[self.mark][1] if self.mark else ''}".strip(), *rest])
-
 
 TileRow = tuple[str, Sequence[Tile | None]]
+
+
+def store_tile(store: PackedStore, row: int, caption: str, mark: Mark) -> Tile:
+    """The packed image `row` with its identity and camera; the caption's first line ends with the sign of `mark`."""
+    first = f"{caption} {MARKS[mark][1]}".strip()
+    return Tile(store.images[row].transpose(1, 2, 0), f"{first}\nid {store.pids[row]}, cam {store.camids[row]}", mark)
 
 
 def image_grid(rows: Sequence[TileRow], title: str) -> StudyFigure:
@@ -397,48 +360,36 @@ def image_grid(rows: Sequence[TileRow], title: str) -> StudyFigure:
     tiles = [tile for _, row in rows for tile in row if tile]
     if not tiles:
         raise StudyError("no image to draw: the list is empty; choose others")
-    height, width, _ = tiles[0].image.shape
-    gap = max(2, width // 12)
-    line = _LINE / _COLUMN * width  # pixels
-    columns = max(len(row) for _, row in rows)
-    lines = [(heading != "") + max(len(tile.text().splitlines()) for tile in row if tile) for heading, row in rows]
-    tops = np.cumsum([0] + [round(line * count) + 2 * gap + height for count in lines])
-    sheet = np.full((tops[-1], columns * (width + gap), 3), 255, np.uint8)
+    height = _WIDTH * tiles[0].image.shape[0] / tiles[0].image.shape[1]
     with style():
-        scale = _COLUMN / width
-        title_lines = title.count("\n") + 1
-        size = (max(scale * sheet.shape[1], 3.0), scale * sheet.shape[0] + 0.17 * title_lines + 0.1)
-        figure = StudyFigure(figsize=size)
-        axis = figure.add_axes((0, 0, 1, scale * sheet.shape[0] / size[1]))
-        for (heading, row), count, top in zip(rows, lines, tops[:-1], strict=True):
-            first = top + round(line * count) + gap
-            axis.text(gap / 2, top + line, heading, fontsize=8, va="baseline", parse_math=False)
+        figure = StudyFigure()
+        axis, y = figure.add_axes((0, 0, 1, 1)), 0.0  # inches, downward
+        for heading, row in rows:
+            if heading:
+                y += _LINE + _GAP
+                axis.text(_GAP / 2, y, heading, fontsize=8, parse_math=False)
+            y += _LINE * max(tile.caption.count("\n") + 1 for tile in row if tile) + _GAP
             for column, tile in enumerate(row):
-                if tile is None:
-                    continue
-                left, image, color = gap // 2 + column * (width + gap), tile.image.copy(), "#262626"
-                if tile.mark:
-                    color, edge = MARKS[tile.mark][0], max(2, width // 20)
-                    frame = np.ones(image.shape[:2], bool)
-                    frame[edge:-edge, edge:-edge] = False
-                    image[frame] = np.multiply(matplotlib.colors.to_rgb(color), 255).astype(np.uint8)
-                sheet[first : first + height, left : left + width] = image
-                place: Any = {"fontsize": 6.5, "ha": "center", "va": "bottom", "parse_math": False}
-                axis.text(left + width / 2, first - gap / 2, tile.text(), color=color, **place)
-        axis.imshow(sheet, interpolation="nearest", aspect="equal")
+                if tile:
+                    x, color = _GAP / 2 + column * (_WIDTH + _GAP), MARKS[tile.mark][0]
+                    axis.imshow(tile.image, extent=(x, x + _WIDTH, y + height, y), interpolation="nearest")
+                    if tile.mark:
+                        look: Any = {"linestyle": "--" if tile.mark == "ignored" else "-", "linewidth": 3}
+                        axis.add_patch(Rectangle((x, y), _WIDTH, height, fill=False, edgecolor=color, **look))
+                    look = {"fontsize": 6.5, "ha": "center", "va": "bottom", "color": color, "parse_math": False}
+                    axis.text(x + _WIDTH / 2, y - _GAP / 2, tile.caption, **look)
+            y += height + _GAP / 2
+        width, top = max(len(row) for _, row in rows) * (_WIDTH + _GAP), 0.17 * (title.count("\n") + 1) + 0.1
+        axis.set(xlim=(0, width), ylim=(y, 0), anchor="W", position=(0, 0, 1, y / (y + top)))
         axis.set_axis_off()
-        axis.set_anchor("W")
-        figure.suptitle(title, parse_math=False, y=1 - 0.05 / size[1], va="top")
-        renderer = FigureCanvasAgg(figure).get_renderer()
-        needed = figure.texts[0].get_window_extent(renderer).width / figure.dpi + 0.3
-        figure.set_figwidth(max(size[0], needed))
-    return figure
+        figure.set_size_inches(width, y + top)
+        return widen(figure, figure.suptitle(title, parse_math=False, y=1 - 0.05 / (y + top), va="top"))
 
 
 def ranked_rows(heading: str, query: Tile, ranked: Sequence[Tile], columns: int = 10) -> list[TileRow]:
     """A query and the images ranked for it, nearest first, `columns` to a row."""
-    parts = [ranked[start : start + columns] for start in range(0, len(ranked), columns)] or [[]]
-    return [(heading if i == 0 else "", [query if i == 0 else None, *part]) for i, part in enumerate(parts)]
+    rows: list[TileRow] = [(heading, [query, *ranked[:columns]])]
+    return rows + [("", [None, *ranked[k : k + columns]]) for k in range(columns, len(ranked), columns)]
 
 
 def best_and_worst(rankings: Mapping[str, Any], store: PackedStore) -> list[TileRow]:
@@ -446,34 +397,27 @@ def best_and_worst(rankings: Mapping[str, Any], store: PackedStore) -> list[Tile
 
     store: the packed images that the rankings' rows refer to.
     """
-
-    def tile(row: int, caption: str, mark: Mark) -> Tile:
-        image = np.asarray(store.images[row]).transpose(1, 2, 0)
-        return Tile(image, f"{caption}\nid {store.pids[row]}, cam {store.camids[row]}", mark)
-
     rows: list[TileRow] = []
     for end in ("best", "worst"):
         for number, one in enumerate(rankings[end], 1):
             found = zip(*(one["ranked"][key] for key in ("rows", "distances", "right")), strict=True)
-            heading = f"{end} {number}: AP {100 * one['ap']:.1f} %, right images in the gallery: {one['n_right']}"
             tiles = [
-                tile(row, f"{rank} · {distance:.3f}", "right" if right else "wrong")
+                store_tile(store, row, f"{rank} · {distance:.3f}", "right" if right else "wrong")
                 for rank, (row, distance, right) in enumerate(found, 1)
             ]
-            rows += ranked_rows(heading, tile(one["row"], "query", "query"), tiles)
+            heading = f"{end} {number}: AP {100 * one['ap']:.1f} %, right images in the gallery: {one['n_right']}"
+            rows += ranked_rows(heading, store_tile(store, one["row"], "query", "query"), tiles)
     return rows
 
 
 def contact_sheet(store: PackedStore, pids: Sequence[int], per_camera: int, dataset: Dataset) -> StudyFigure:
     """One row per identity, `per_camera` crops of each camera, visible cameras first; a gray place has no image."""
-    manifest = store.manifest
-    cameras = sorted(zip(store.modalities.tolist(), store.camids.tolist(), strict=True))
     blank = np.full((*store.images.shape[2:], 3), 225, np.uint8)
     rows: list[TileRow] = []
     for pid in pids:
         tiles: list[Tile | None] = []
-        for modality, camera in dict.fromkeys(cameras):
-            found = spread(manifest.index[(manifest.pid == pid) & (manifest.camid == camera)], per_camera)
+        for modality, camera in sorted(set(zip(store.modalities.tolist(), store.camids.tolist(), strict=True))):
+            found = spread(np.flatnonzero((store.pids == pid) & (store.camids == camera)), per_camera)
             images = [store.images[row].transpose(1, 2, 0) for row in found] + [blank] * (per_camera - len(found))
             tiles += [Tile(image, f"{MODALITIES[modality]}\ncamera {camera}" if not rows else "") for image in images]
         rows.append((f"identity {pid}", tiles))
@@ -482,8 +426,9 @@ def contact_sheet(store: PackedStore, pids: Sequence[int], per_camera: int, data
 
 def spread(values: Any, count: int) -> list[int]:
     """At most `count` of the distinct values, evenly spaced in ascending order, the first included."""
-    ordered = sorted({int(value) for value in values})
-    return [ordered[k * len(ordered) // count] for k in range(count)] if len(ordered) > count else ordered
+    ordered = np.unique(values)
+    count = min(count, len(ordered))
+    return ordered[np.arange(count) * len(ordered) // max(count, 1)].tolist()
 
 
 def unnormalize(

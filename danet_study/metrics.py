@@ -29,23 +29,17 @@ class QueryScores(NamedTuple):
 
 @dataclass(frozen=True)
 class RetrievalMetrics:
-    """Scores of one ranking, as fractions.
+    """Scores of one ranking, as fractions; `ap` and `inp` are NaN and `rank1` is False for a query without a match."""
 
-    cmc: (R,) rank k at index k - 1; R is the number of gallery identities ("identity") or images ("image").
-    mAP, mINP: means over the `n_valid` queries that have a match, image-level.
-    ap, inp, rank1, valid: the same for each of the Q queries; ap and inp are NaN and rank1 is False if not valid.
-    chance_rank1: the Rank-1 to expect from a random ranking.
-    """
-
-    cmc: Float[np.ndarray, " R"]
-    mAP: float
+    cmc: Float[np.ndarray, " R"]  # rank k at index k - 1; R gallery identities ("identity") or images ("image")
+    mAP: float  # image-level, as mINP
     mINP: float
-    n_valid: int
+    n_valid: int  # queries that have a match
     ap: Float[np.ndarray, " Q"]
     inp: Float[np.ndarray, " Q"]
     rank1: Bool[np.ndarray, " Q"]
     valid: Bool[np.ndarray, " Q"]
-    chance_rank1: float
+    chance_rank1: float  # the Rank-1 to expect from a random ranking
 
 
 def retrieval_metrics(

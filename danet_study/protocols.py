@@ -30,6 +30,12 @@ from danet_study.metrics import (
 RANKS = 20  # length of a result's CMC curve
 SCORES = ("cmc1", "cmc5", "cmc10", "cmc20", "mAP", "mINP")
 SYSU_SEARCHES = {"all": (1, 2, 4, 5), "indoor": (1, 2)}  # cameras of the gallery
+_SYSU_SETTINGS = {
+    "all_single": "all-search, single-shot",
+    "all_multi": "all-search, multi-shot",
+    "indoor_single": "indoor-search, single-shot",
+    "indoor_multi": "indoor-search, multi-shot",
+}
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,8 @@ class Images:
         Raises StudyError for a feature that is not finite, ValueError for lengths that differ.
         """
         feat, zeros = to_numpy(feat), np.zeros(len(feat), np.int64)
-        columns = [
-            to_numpy(given if given is not None else default)
-            for given, default in ((pids, zeros), (camids, zeros), (modalities, zeros), (rows, np.arange(len(feat))))
-        ]
+        rows = np.arange(len(feat)) if rows is None else rows
+        columns = [zeros if given is None else to_numpy(given) for given in (pids, camids, modalities, rows)]
         for values in columns:
             if feat.ndim != 2 or values.shape != feat.shape[:1] or values.dtype.kind not in "iu":
                 raise ValueError(f"features {feat.shape} need one integer per row, found {values.dtype} {values.shape}")
@@ -76,25 +80,18 @@ Ignore = Callable[[Images, Images], Bool[np.ndarray, "Q G"]]
 
 @dataclass(frozen=True)
 class ProtocolResult:
-    """Scores of one setting, as fractions.
+    """Scores of one setting, as fractions."""
 
-    mean: SCORES, each the mean over the trials; per_trial: the same keys for each trial.
-    n_valid: queries with a match, the fewest over the trials; n_query: all queries.
-    gallery_size, gallery: images per trial; indices of the first trial's into the given pool, ascending.
-    cmc: (RANKS,) mean over the trials, constant beyond the last rank. chance_rank1: of a random ranking.
-    trials: each trial's metrics, with scores per query.
-    """
-
-    mean: dict[str, float]
+    mean: dict[str, float]  # SCORES, means over the trials
     per_trial: tuple[dict[str, float], ...]
-    n_valid: int
+    n_valid: int  # queries with a match, the fewest over the trials
     n_query: int
-    gallery_size: int
-    gallery: Int[np.ndarray, " G"]
-    cmc: Float[np.ndarray, " ranks"]
+    gallery_size: int  # images per trial
+    gallery: Int[np.ndarray, " G"]  # the first trial's indices into the given pool, ascending
+    cmc: Float[np.ndarray, " ranks"]  # RANKS means over the trials, constant beyond the last rank
     cmc_level: CmcLevel
-    chance_rank1: float
-    trials: tuple[RetrievalMetrics, ...]
+    chance_rank1: float  # of a random ranking
+    trials: tuple[RetrievalMetrics, ...]  # with scores per query
 
     def per_query(self) -> tuple[Bool[np.ndarray, " Q"], Float[np.ndarray, " Q"], Float[np.ndarray, " Q"]]:
         """valid in any trial; Rank-1 and AP of each query, means over the trials in which it is valid, 0 if in none."""
@@ -133,8 +130,7 @@ def evaluate_sysu(
     query, pool = Images.of(q_feat, q_pids, q_camids), Images.of(g_feat, g_pids, g_camids)
     if np.isin(query.camids, SYSU_SEARCHES["all"]).any() or np.isin(pool.camids, (3, 6)).any():
         raise StudyError("SYSU-MM01 queries are infrared (cameras 3, 6) and galleries visible; swap the two sides")
-    ignore = PROTOCOLS["sysu_mm01"].ignore
-    return score_settings(query, pool, {"SYSU-MM01": galleries}, ignore, "identity", metric)["SYSU-MM01"]
+    return score_settings(query, pool, {"SYSU-MM01": galleries}, _sysu_ignore, "identity", metric)["SYSU-MM01"]
 
 
 def evaluate_regdb(
@@ -188,13 +184,9 @@ def camera_pairs(query: Images, gallery: Images, metric: Metric = "cosine") -> l
             members = gallery[gallery.camids == camera]
             if np.isin(side.pids, members.pids).any():
                 result = evaluate_regdb(side.feat, side.pids, members.feat, members.pids, metric=metric)
-                pairs.append(
-                    {
-                        **{"query_camera": int(asked), "gallery_camera": int(camera)},
-                        **{key: result.mean[key] for key in ("cmc1", "mAP")},
-                        **{"n_query": len(side), "n_valid": result.n_valid, "gallery_size": len(members)},
-                    }
-                )
+                pair: dict[str, float | int] = {"query_camera": int(asked), "gallery_camera": int(camera)}
+                pair |= {"cmc1": result.mean["cmc1"], "mAP": result.mean["mAP"], "n_query": result.n_query}
+                pairs.append(pair | {"n_valid": result.n_valid, "gallery_size": result.gallery_size})
     return pairs
 
 
@@ -213,17 +205,15 @@ def random_seed_gallery(
     Returns one gallery per row, ascending indices. Raises StudyError if no image is of these cameras.
     Source: the AGW code of Ye et al. (TPAMI 2021), repository mangye16/Cross-Modal-Re-ID-baseline.
     """
-    cells: dict[tuple[int, int], list[int]] = {}
-    for index in sorted(range(len(pids)), key=lambda index: paths[index]):
-        if camids[index] in cameras:
-            cells.setdefault((int(pids[index]), int(camids[index])), []).append(index)
-    if not cells:
+    by_path = np.array(sorted(range(len(pids)), key=lambda index: paths[index]), dtype=np.int64)
+    by_path = by_path[np.isin(camids[by_path], cameras)]
+    if len(by_path) == 0:
         raise StudyError(f"no gallery image is of the cameras {tuple(cameras)}; check the data set's protocol")
-    galleries = []
-    for trial in range(trials):
-        generator = random.Random(trial)  # draws as after random.seed(trial)
-        galleries.append(sorted(generator.choice(cells[cell]) for cell in sorted(cells)))
-    return np.array(galleries)
+    cells: dict[tuple[int, int], list[int]] = {}
+    for index in by_path.tolist():
+        cells.setdefault((int(pids[index]), int(camids[index])), []).append(index)
+    generators = [random.Random(trial) for trial in range(trials)]  # each draws as after random.seed(trial)
+    return np.array([sorted(generator.choice(cells[cell]) for cell in sorted(cells)) for generator in generators])
 
 
 def score_settings(
@@ -273,11 +263,9 @@ def _distance_blocks(
     "cosine" gives minus the similarity, "euclidean" half the squared distance without the query's own part, relative to
     the gallery's mean: a difference of squares cancels far from the origin.
     """
-    if metric not in ("cosine", "euclidean"):
-        raise ValueError(f"metric must be 'cosine' or 'euclidean', found {metric!r}")
+    assert metric in ("cosine", "euclidean"), metric
     if q_feat.shape[1] != g_feat.shape[1]:
         raise ValueError(f"query features have {q_feat.shape[1]} dimensions and gallery features {g_feat.shape[1]}")
-    blocks = query_blocks(len(q_feat), len(g_feat))
     if metric == "cosine":
         gallery, offset = normalize(g_feat), 0.0
     else:
@@ -286,10 +274,9 @@ def _distance_blocks(
         offset = np.einsum("gd,gd->g", gallery, gallery) / 2
     # A matrix product may round equal columns differently; equal features must tie.
     firsts: dict[bytes, int] = {}
-    same = [
-        firsts.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), i) for i, row in enumerate(gallery)
-    ]
-    for rows in blocks:
+    digests = (hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in gallery)
+    same = [firsts.setdefault(digest, index) for index, digest in enumerate(digests)]
+    for rows in query_blocks(len(q_feat), len(g_feat)):
         query = normalize(q_feat[rows]) if metric == "cosine" else q_feat[rows] - center
         distances = offset - query @ gallery.T
         yield rows, distances if len(firsts) == len(same) else distances[:, same]
@@ -325,16 +312,9 @@ def same_identity_and_camera(query: Images, gallery: Images) -> Bool[np.ndarray,
     return (query.pids[:, None] == gallery.pids) & (query.camids[:, None] == gallery.camids)
 
 
-def camera_rule(*pairs: tuple[int, int]) -> Ignore:
-    """A query of the first camera of a pair ignores every gallery image of the second."""
-
-    def ignore(query: Images, gallery: Images) -> Bool[np.ndarray, "Q G"]:
-        mask = no_pair(query, gallery)
-        for asked, hidden in pairs:
-            mask |= np.logical_and.outer(query.camids == asked, gallery.camids == hidden)
-        return mask
-
-    return ignore
+def _sysu_ignore(query: Images, gallery: Images) -> Bool[np.ndarray, "Q G"]:
+    """A camera-3 query ignores every camera-2 gallery image: both cameras show indoor room 2."""
+    return np.logical_and.outer(query.camids == 3, gallery.camids == 2)
 
 
 @dataclass(frozen=True)
@@ -364,13 +344,13 @@ def _score_sysu(images: Images, store: Any, evaluation: Any) -> dict[str, Protoc
             for search, cameras in SYSU_SEARCHES.items()
         }
     else:
-        if missing := sorted(PROTOCOLS["sysu_mm01"].settings.keys() - store.galleries.keys()):
+        if missing := sorted(_SYSU_SETTINGS.keys() - store.galleries.keys()):
             raise StudyError(
                 f"{store.root} has no galleries {', '.join(missing)}; set evaluation.galleries: random_seed"
             )
-        stored = {name: store.galleries[name][: evaluation.trials] for name in PROTOCOLS["sysu_mm01"].settings}
+        stored = {name: store.galleries[name][: evaluation.trials] for name in _SYSU_SETTINGS}
         galleries = {name: np.searchsorted(pool.rows, rows) for name, rows in stored.items()}
-    return score_settings(query, pool, galleries, PROTOCOLS["sysu_mm01"].ignore, "identity", evaluation.metric)
+    return score_settings(query, pool, galleries, _sysu_ignore, "identity", evaluation.metric)
 
 
 def _score_regdb(images: Images, store: Any, evaluation: Any) -> dict[str, ProtocolResult]:
@@ -383,16 +363,11 @@ def _score_regdb(images: Images, store: Any, evaluation: Any) -> dict[str, Proto
 
 PROTOCOLS: dict[str, Protocol] = {
     "sysu_mm01": Protocol(
-        settings={
-            "all_single": "all-search, single-shot",
-            "all_multi": "all-search, multi-shot",
-            "indoor_single": "indoor-search, single-shot",
-            "indoor_multi": "indoor-search, multi-shot",
-        },
+        settings=_SYSU_SETTINGS,
         ablation="all_single",
-        sides=dict.fromkeys(("all_single", "all_multi", "indoor_single", "indoor_multi"), (INFRARED, VISIBLE)),
+        sides=dict.fromkeys(_SYSU_SETTINGS, (INFRARED, VISIBLE)),
         score=_score_sysu,
-        ignore=camera_rule((3, 2)),  # both cameras show indoor room 2
+        ignore=_sysu_ignore,
     ),
     "regdb": Protocol(
         settings={"thermal_to_visible": "thermal to visible", "visible_to_thermal": "visible to thermal"},

@@ -55,13 +55,11 @@ class Results:
         return PROTOCOLS[self.dataset.protocol]
 
     @property
-    def variants(self) -> dict[str, str]:
-        """Labels by variant name, in table order."""
+    def variants(self) -> dict[str, str]:  # labels by name, in table order
         return {config.variant: config.label for config in self.configs.values()}
 
     @property
     def missing(self) -> list[str]:
-        """Listed runs without a record."""
         return [run for run in self.configs if run not in self.records]
 
     @property
@@ -87,13 +85,11 @@ class Results:
 
         Values are fractions, those of the setting `training` nats and counts.
         """
-        rows = [
-            (run, self.dataset.name, r["trial"], r["variant"], self.variants[r["variant"]], r["seed"], *score)
-            for run, r in self.records.items()
-            for score in _scores(r)
-        ]
-        columns = ["run", "dataset", "trial", "variant", "label", "seed", "setting", "metric", "value"]
-        return pd.DataFrame(rows, columns=columns)
+        keys, labels = ["run", "dataset", "trial", "variant", "seed"], self.variants
+        rows = [[*map(record.get, keys), *score] for record in self.records.values() for score in _scores(record)]
+        frame = pd.DataFrame(rows, columns=[*keys, "setting", "metric", "value"])
+        frame.insert(4, "label", frame["variant"].map(labels))
+        return frame
 
     def seeds(self, variant: str) -> list[int]:
         """Seeds of a variant for which every listed trial has a record, so that all means are over the same trials."""
@@ -103,17 +99,13 @@ class Results:
 
     def values(self, variant: str, setting: str, metric: str) -> list[float]:
         """A score for each of `seeds(variant)`, averaged over the trials; empty where the setting was not scored."""
-        found = self._by_seed.get((variant, setting, metric), {})
-        return [float(np.mean(found[seed])) for seed in self.seeds(variant) if seed in found]
+        keys = [(variant, setting, metric, seed) for seed in self.seeds(variant)]
+        return [self._means[key] for key in keys if key in self._means]
 
     @cached_property
-    def _by_seed(self) -> dict[tuple[str, str, str], dict[int, list[float]]]:
-        found: dict[tuple[str, str, str], dict[int, list[float]]] = {}
-        for record in self.records.values():
-            for setting, metric, value in _scores(record):
-                by_seed = found.setdefault((record["variant"], setting, metric), {})
-                by_seed.setdefault(record["seed"], []).append(value)
-        return found
+    def _means(self) -> dict[Any, float]:
+        """Means over the trials, by variant, setting, metric and seed."""
+        return self.frame.groupby(["variant", "setting", "metric", "seed"])["value"].mean().to_dict()
 
 
 def load_results(study: Study, dataset: str, results: Path | str = "results") -> Results:
@@ -141,7 +133,6 @@ def load_records(configs: Iterable[RunConfig], folder: Path) -> dict[str, Record
     has now, and for records over different data or backbone weights: no table may mix them.
     """
     records: dict[str, Record] = {}
-    shared: dict[str, Any] = {}
     for config in configs:
         path = folder / f"{config.name}.json"
         if not path.exists():
@@ -149,12 +140,16 @@ def load_records(configs: Iterable[RunConfig], folder: Path) -> dict[str, Record
         record = load_record(path)
         _require(path, {"run": config.name, "dataset": config.dataset.name}, record)
         _require(path, {"config": config.resolved(), "evaluation": config.evaluation.model_dump()}, record)
-        hashes = {key: record["provenance"].get(key) for key in ("data_sha256", "weights_sha256")}
-        common = hashes | {key: record[key] for key in ("split", "partial", "synthetic")}
-        shared = shared or common
-        _require(path, shared, common, source=next(iter(records), ""))
+        for name, first in list(records.items())[:1]:
+            _require(path, _shared(first), _shared(record), source=name)
         records[config.name] = record
     return records
+
+
+def _shared(record: Record) -> dict[str, Any]:
+    """What all records of a table have in common."""
+    hashes = {key: record["provenance"].get(key) for key in ("data_sha256", "weights_sha256")}
+    return hashes | {key: record[key] for key in ("split", "partial", "synthetic")}
 
 
 def load_record(path: Path) -> Record:
@@ -177,9 +172,8 @@ def _require(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any], 
     a, b = leaves(expected), leaves({key: found[key] for key in expected})
     for key in sorted(a.keys() | b.keys()):
         if a.get(key) != b.get(key):
-            raise StudyError(
-                f"{path}: {key} is {_short(b.get(key))}, but {_short(a.get(key))} in {source}; run `dvc repro`"
-            )
+            there, here = (str(value)[:12] if "sha256" in key else value for value in (b.get(key), a.get(key)))
+            raise StudyError(f"{path}: {key} is {there}, but {here} in {source}; run `dvc repro`")
 
 
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -189,20 +183,13 @@ def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key in value for k, v in leaves(value[key], f"{prefix}.{key}".lstrip(".")).items()}
 
 
-def _short(value: Any) -> str:
-    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
-
-
 def _scores(record: Record) -> Iterator[tuple[str, str, float]]:
     """Setting, metric and value of every number that a table may show."""
-    groups: dict[str, Mapping[str, Any]] = {}
-    for setting, scores in record["settings"].items():
-        groups[setting] = {**scores["mean"], "chance_rank1": scores["chance_rank1"]}
-    for modality, scores in record["within"].items():
-        groups[f"within_{modality}"] = {key: scores[key] for key in ("cmc1", "mAP")}
-    gap, training = record["modality_gap"], record["training"]
-    groups["modality_gap"] = {key: gap[key] for key in ("nearest", "median", "mean")}
-    groups["modality_gap_pretrained"] = {key: gap["pretrained"][key] for key in ("nearest", "median", "mean")}
+    shares, gap, training = ("nearest", "median", "mean"), record["modality_gap"], record["training"]
+    groups = {key: {**one["mean"], "chance_rank1": one["chance_rank1"]} for key, one in record["settings"].items()}
+    groups |= {f"within_{key}": {"cmc1": one["cmc1"], "mAP": one["mAP"]} for key, one in record["within"].items()}
+    groups["modality_gap"] = {key: gap[key] for key in shares}
+    groups["modality_gap_pretrained"] = {key: gap["pretrained"][key] for key in shares}
     groups["probe"] = record["probe"]
     groups["training"] = {**training["final"], "steps": training["steps"], "epochs": training["epochs"]}
     for setting, metrics in groups.items():
@@ -217,7 +204,7 @@ def _scores(record: Record) -> Iterator[tuple[str, str, float]]:
 class Estimate:
     """A mean or a contrast of means, with what its seeds tell about another training; NaN where n = 1.
 
-    n: seeds of the smallest group. sd: standard deviation of a run (n - 1; pooled over the groups). se: standard error.
+    n: seeds of the smallest group. sd: standard deviation of a run (n - 1, pooled over groups). se: standard error.
     """
 
     value: float
@@ -227,9 +214,14 @@ class Estimate:
     df: int
 
     @property
+    def critical(self) -> float:
+        """The t value that the interval ends at."""
+        return float(special.stdtrit(self.df, (1 + CONFIDENCE) / 2))
+
+    @property
     def half(self) -> float:
         """Half the width of the 95 % t interval."""
-        return float(special.stdtrit(self.df, (1 + CONFIDENCE) / 2) * self.se)
+        return self.critical * self.se
 
     @property
     def p(self) -> float:
@@ -241,16 +233,15 @@ class Estimate:
     @property
     def prediction_half(self) -> float:
         """Half the width of the 95 % interval that one further run falls into: t(n - 1) * sd * sqrt(1 + 1 / n)."""
-        return float(special.stdtrit(self.df, (1 + CONFIDENCE) / 2) * self.sd * math.sqrt(1 + 1 / self.n))
+        return self.critical * self.sd * math.sqrt(1 + 1 / self.n)
 
     @property
     def detectable(self) -> float:
         """The smallest true value that this test finds with 80 % power, were `se` the true one."""
         if math.isnan(self.se):
             return math.nan
-        critical = special.stdtrit(self.df, (1 + CONFIDENCE) / 2)
-        # noncentrality at which the t statistic exceeds `critical` with 80 %; the far tail adds less than 0.0001
-        return float(special.nctdtrinc(self.df, 1 - POWER, critical) * self.se)
+        # noncentrality at which the t statistic exceeds `critical` with 80 %; the far tail adds next to nothing
+        return float(special.nctdtrinc(self.df, 1 - POWER, self.critical) * self.se)
 
     def verdict(self, above: str = "helps", below: str = "hurts") -> str:
         """Which side of zero the 95 % interval lies on."""
@@ -264,8 +255,8 @@ class Estimate:
 def estimate(groups: Sequence[Sequence[float]], weights: Sequence[float] = (1.0,)) -> Estimate | None:
     """The weighted sum of the groups' means, its variance pooled over all groups; None where a weighted group is empty.
 
-    Groups of weight 0 only help to estimate the variance. Two groups and weights 1, -1 give Student's t test. It is not
-    paired by seed: the seed explains nothing of the differences between variants (intraclass correlation 0.01).
+    Groups of weight 0 only help to estimate the variance. Two groups and weights 1, -1 give Student's t test, not
+    paired by seed.
     """
     used = [(group, weight) for group, weight in zip(groups, weights, strict=True) if weight]
     if not all(group for group, _ in used):
@@ -273,8 +264,9 @@ def estimate(groups: Sequence[Sequence[float]], weights: Sequence[float] = (1.0,
     value, n = sum(weight * float(np.mean(group)) for group, weight in used), min(len(group) for group, _ in used)
     if n == 1:
         return Estimate(value, 1, math.nan, math.nan, 0)
-    df = sum(len(group) - 1 for group in groups if group)
-    variance = sum(float(np.var(group)) * len(group) for group in groups if group) / df
+    filled = [group for group in groups if group]
+    df = sum(len(group) - 1 for group in filled)
+    variance = sum(float(np.var(group)) * len(group) for group in filled) / df
     error = math.sqrt(variance * sum(weight**2 / len(group) for group, weight in used))
     return Estimate(value, n, math.sqrt(variance), error, df)
 
@@ -321,13 +313,14 @@ def factorial(results: Results) -> dict[str, str]:
 def contrasts(results: Results) -> list[Contrast]:
     """The effects of the 2 x 2 design, its interaction, and every further variant less the Baseline."""
     cells, found = factorial(results), []
-    for name, a, b in (
-        ("CC given Baseline", "cc", "baseline"),
-        ("ML given Baseline", "ml", "baseline"),
-        ("CC given ML", "both", "ml"),
-        ("ML given CC", "both", "cc"),
-        ("CC and ML given Baseline", "both", "baseline"),
-    ):
+    pairs = {
+        "CC given Baseline": ("cc", "baseline"),
+        "ML given Baseline": ("ml", "baseline"),
+        "CC given ML": ("both", "ml"),
+        "ML given CC": ("both", "cc"),
+        "CC and ML given Baseline": ("both", "baseline"),
+    }
+    for name, (a, b) in pairs.items():
         if a in cells and b in cells:
             found.append(Contrast(name, {cells[a]: 1.0, cells[b]: -1.0}))
     if len(cells) == 4:
@@ -381,21 +374,14 @@ def differences(results: Results) -> pd.DataFrame:
 
 
 def paired_bootstrap(
-    values: Float[np.ndarray, "S P"],
-    n: Float[np.ndarray, "S P"],
-    *,
-    resamples: int,
-    confidence: float,
-    seed: int,
+    values: Float[np.ndarray, "S P"], n: Float[np.ndarray, "S P"], *, resamples: int, confidence: float, seed: int
 ) -> tuple[float, float]:
     """Percentile interval of the mean over queries, then splits, when test identities are drawn with replacement.
 
-    Args:
-        values: score differences by split and identity, means over the identity's queries.
-        n: valid queries of each; 0 where a split does not test the identity.
-
-    An identity is drawn with all its queries, of all splits: they show one person in the same clothes. The models and
-    the gallery are fixed, so the interval holds with this gallery and says nothing about another training.
+    values: score differences by split and identity, means over the identity's queries. n: valid queries of each, 0
+    where a split does not test the identity. An identity is drawn with all its queries, of all splits: they show one
+    person in the same clothes. The models and the gallery are fixed, so the interval holds with this gallery and says
+    nothing about another training.
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993.
     """
     people = values.shape[1]
@@ -409,8 +395,9 @@ def paired_bootstrap(
 
 def identity_bootstrap(results: Results, contrast: Contrast, metric: str) -> dict[str, float]:
     """`paired_bootstrap` of a contrast in points (gallery_low, gallery_high), each variant averaged over its seeds."""
+    every = results.records.values()
     records = {
-        name: [r for r in results.records.values() if r["variant"] == name and r["seed"] in results.seeds(name)]
+        name: [record for record in every if record["variant"] == name and record["seed"] in results.seeds(name)]
         for name in contrast.weights
     }
     return _bootstrap(records, contrast.weights, metric, results.bootstrap)
@@ -455,26 +442,22 @@ def compare(a: Record, b: Record, bootstrap: Bootstrap) -> Comparison:
 
     Raises StudyError when they were tested on different data.
     """
-    for key, (one, other) in {"protocol": (a, b), "data_sha256": (a["provenance"], b["provenance"])}.items():
+    for key, one, other in (("protocol", a, b), ("data_sha256", a["provenance"], b["provenance"])):
         if one[key] != other[key]:
             raise StudyError(f"{a['run']} and {b['run']}: {key} differs, so their scores cannot be compared")
     ours, theirs = (leaves({key: record[key] for key in ("config", "evaluation")}) for record in (a, b))
-    changed = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
-    values = [(key, ours.get(key, "absent"), theirs.get(key, "absent")) for key in changed]
-    configuration = pd.DataFrame(values, columns=["key", "a", "b"])
-    rows = []
+    values = [(k, ours.get(k, "absent"), theirs.get(k, "absent")) for k in sorted(ours.keys() | theirs.keys())]
+    changed = [row for row in values if row[1] != row[2]]
+    rows, resampled = [], []
     for setting in (name for name in a["settings"] if name in b["settings"]):
         for metric, title in METRICS.items():
             one, other = (100 * record["settings"][setting]["mean"][metric] for record in (a, b))
             rows.append((setting, title, one, other, other - one))
+            if setting == PROTOCOLS[a["protocol"]].ablation:
+                found = _bootstrap({"a": [a], "b": [b]}, {"a": -1.0, "b": 1.0}, metric, bootstrap)
+                resampled.append({"metric": title, "difference": other - one, **found})
     scores = pd.DataFrame(rows, columns=["setting", "metric", "a", "b", "difference"])
-    ablation = PROTOCOLS[a["protocol"]].ablation
-    resampled = []
-    for metric, title in METRICS.items():
-        found = _bootstrap({"a": [a], "b": [b]}, {"a": -1.0, "b": 1.0}, metric, bootstrap)
-        change = scores[(scores["setting"] == ablation) & (scores["metric"] == title)]["difference"].item()
-        resampled.append({"metric": title, "difference": change, **found})
-    return Comparison(configuration, scores, pd.DataFrame(resampled))
+    return Comparison(pd.DataFrame(changed, columns=["key", "a", "b"]), scores, pd.DataFrame(resampled))
 
 
 def main() -> None:

@@ -68,7 +68,10 @@ class Search:
         rows: list[figures.TileRow] = []
         for q, query in enumerate(self.queries):
             ranked = [
-                Tile(_picture(self.gallery[g]), f"{rank} · {self.distances[q, g]:.3f}\n{_short(self.gallery[g])}")
+                Tile(
+                    _picture(self.gallery[g]),
+                    f"{rank} · {self.distances[q, g]:.3f}\n{printable(Path(*self.gallery[g].parts[-2:]))[-20:]}",
+                )
                 for rank, g in enumerate(self.order[q][: min(top, DRAWN)], 1)
             ]
             rows += figures.ranked_rows(printable(query), Tile(_picture(query), "query", "query"), ranked)
@@ -100,24 +103,24 @@ def search(
         raise StudyError(f"{run} has the stem {stem}, which needs each image's modality; choose a one-stream run")
     model = model.to(resolve_device(device))
     asked, broken = embed(model, asked_for, record["config"])
-    if broken:
-        raise StudyError(broken[0][1])
+    for sentence in broken.values():
+        raise StudyError(sentence)
     feat, broken = embed(model, paths, record["config"])
-    left_out = {index for index, _ in broken}
-    paths = [path for index, path in enumerate(paths) if index not in left_out]
+    paths = [path for path in paths if path not in broken]
     if features is not None:
         with atomic_path(Path(features)) as temporary, temporary.open("wb") as stream:
             np.savez(stream, paths=np.array([printable(path) for path in paths]), feat=feat)
-    distances = distance_matrix(asked, feat) if len(feat) else np.empty((len(asked_for), 0))
-    order = [np.argsort(row, kind="stable") for row in distances]
-    places = np.array([str(path.resolve()) for path in paths], dtype=object)
-    order = [row[places[row] != str(query.resolve())] for row, query in zip(order, asked_for, strict=True)]
+    distances = distance_matrix(asked, feat)
+    targets = [path.resolve() for path in paths]
+    order = [
+        np.array([g for g in np.argsort(row, kind="stable") if targets[g] != query.resolve()], dtype=np.int64)
+        for row, query in zip(distances, asked_for, strict=True)
+    ]
     if any(len(row) == 0 for row in order):
         found = f"{len(broken)} broken images and {len(skipped)} other files"
         raise StudyError(f"gallery {gallery} has no image to rank, but {found}; choose another folder")
-    sentences = [sentence for _, sentence in broken]
     name = f"{record['run']} (pretrained: {record['config']['recipe']['weights']})"
-    return Search(name, asked_for, paths, order, distances, skipped, sentences)
+    return Search(name, asked_for, paths, order, distances, skipped, list(broken.values()))
 
 
 def list_images(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -130,49 +133,49 @@ def list_images(folder: Path) -> tuple[list[Path], list[Path]]:
         raise StudyError(f"gallery {printable(folder)}: expected a folder, found none; correct the path")
 
     def refuse(error: OSError) -> None:
-        raise StudyError(f"{error.filename} cannot be listed ({error.strerror}); allow yourself to read it")
+        raise StudyError(f"{error.filename} cannot be read ({error.strerror}); check access rights")
 
     Image.init()
     endings = {ending for ending, form in Image.registered_extensions().items() if form in Image.OPEN}
-    images: list[Path] = []
-    others: list[Path] = []
+    files: list[Path] = []
     seen = {folder.resolve()}
-    for parent, below, files in os.walk(folder, onerror=refuse, followlinks=True):
-        inside = Path(parent)
-        visible = sorted(name for name in below if not name.startswith("."))
-        targets = {(inside / name).resolve(): name for name in reversed(visible)}  # of two links the first name
-        below[:] = [name for target, name in targets.items() if target not in seen]
-        seen |= set(targets)
-        for name in files:
-            if not name.startswith("."):
-                (images if Path(name).suffix.lower() in endings else others).append(inside / name)
-    return sorted(images, key=_natural), sorted(others, key=_natural)
+    for parent, below, names in os.walk(folder, onerror=refuse, followlinks=True):
+        for name in sorted(below):  # of two links to a folder the first is followed
+            target = Path(parent, name).resolve()
+            if name.startswith(".") or target in seen:
+                below.remove(name)
+            seen.add(target)
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    files.sort(key=_natural)
+    others = [path for path in files if path.suffix.lower() not in endings]
+    return [path for path in files if path.suffix.lower() in endings], others
 
 
 @torch.inference_mode()
 def embed(
     model: DANet, paths: Sequence[Path], config: dict[str, Any]
-) -> tuple[Float[np.ndarray, "n D"], list[tuple[int, str]]]:
-    """Test features of image files in their order, without those that cannot be decoded: (index, sentence) each."""
+) -> tuple[Float[np.ndarray, "n D"], dict[Path, str]]:
+    """Test features of image files in their order, and a sentence for each file that cannot be decoded."""
     size = config["dataset"]["image"]["height"], config["dataset"]["image"]["width"]
     augment, device = Augment(**config["recipe"]["augment"]), next(model.parameters()).device
 
-    def read(path: Path) -> UInt8[np.ndarray, "3 H W"] | str:
+    def read(path: Path) -> UInt8[np.ndarray, "3 H W"] | StudyError:
         try:
             return decode(path, *size, SIXTEEN_BITS)
         except StudyError as error:
-            return str(error)
+            return error
 
-    features, broken = [np.empty((0, model.neck.num_features), np.float32)], []
+    features = [np.empty((0, model.neck.num_features), np.float32)]
+    broken: dict[Path, str] = {}
     starts = range(0, len(paths), BATCH)
     with deterministic(0), ThreadPoolExecutor() as pool:
-        for start in tqdm(starts, desc="reading", unit="batch", disable=True if len(starts) < 2 else None):
-            found = list(pool.map(read, paths[start : start + BATCH]))
-            broken += [(start + index, one) for index, one in enumerate(found) if isinstance(one, str)]
-            images = [one for one in found if not isinstance(one, str)]
-            if images:
-                batch = normalize(torch.from_numpy(np.stack(images)).to(device), augment)
-                both = dict(zip(("before_bn", "after_bn"), model.embed(batch), strict=True))
+        for start in tqdm(starts, desc="reading", unit="batch", disable=len(starts) < 2):
+            batch = paths[start : start + BATCH]
+            found = dict(zip(batch, pool.map(read, batch), strict=True))
+            broken |= {path: str(one) for path, one in found.items() if isinstance(one, StudyError)}
+            if images := [image for image in found.values() if not isinstance(image, StudyError)]:
+                pixels = normalize(torch.from_numpy(np.stack(images)).to(device), augment)
+                both = dict(zip(("before_bn", "after_bn"), model.embed(pixels), strict=True))
                 features.append(both[config["model"]["test_feature"]].float().cpu().numpy())
     return np.concatenate(features), broken
 
@@ -187,12 +190,6 @@ def _picture(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     """A photograph in a box of one size for all, its shape kept."""
     with Image.open(path) as image:
         return np.asarray(ImageOps.pad(ImageOps.exif_transpose(image).convert("RGB"), (128, 256), color="white"))
-
-
-def _short(path: Path, width: int = 20) -> str:
-    """The last two parts of a path, each cut at the front."""
-    parts = printable(path).split("/")[-2:]
-    return "\n".join(part if len(part) <= width else f"…{part[1 - width :]}" for part in parts)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

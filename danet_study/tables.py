@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -20,13 +21,11 @@ from danet_study.results import (
     NOT_RUN,
     Contrast,
     Estimate,
-    Record,
     Results,
     contrasts,
     differences,
     effect,
     factorial,
-    leaves,
     load_results,
     score,
 )
@@ -59,11 +58,6 @@ class Table:
     cells: pd.DataFrame
     notes: list[str]
 
-    @property
-    def key(self) -> str:
-        """Name with data set, as a LaTeX label."""
-        return f"{self.cells['dataset'].iloc[0]}-{self.name}".replace("_", "-")
-
     def grid(self) -> pd.DataFrame:
         """What is printed: one row per setting and label, one column per metric."""
         rows = []
@@ -87,7 +81,8 @@ class Table:
         r"""For LaTeX with `\usepackage{booktabs}`; the notes are comments."""
         body = _tabulate(self.grid(), "latex_booktabs")
         lines = [*(f"% {note}" for note in self.notes), "\\begin{table*}", "\\centering", "\\small"]
-        lines += [f"\\caption{{{_latex(self.caption)}}}", f"\\label{{tab:{self.key}}}", body, "\\end{table*}"]
+        label = f"{self.cells['dataset'].iloc[0]}-{self.name}".replace("_", "-")
+        lines += [f"\\caption{{{_latex(self.caption)}}}", f"\\label{{tab:{label}}}", body, "\\end{table*}"]
         return "\n".join(lines).replace("±", "$\\pm$").replace("−", "$-$").replace("–", "--") + "\n"
 
 
@@ -101,7 +96,7 @@ def section(caption: str, grid: pd.DataFrame, notes: Sequence[str] = ()) -> str:
 def _tabulate(texts: pd.DataFrame, style: str) -> str:
     words = {"Setting", "Variant", "Contrast", "Claim", "Score", "Verdict", "Group", "Row", "Against"}
     align = ["left" if column in words else "right" for column in texts.columns]
-    return tabulate(texts, "keys", style, showindex=False, disable_numparse=True, colalign=align)  # type: ignore[arg-type]
+    return tabulate(texts, "keys", style, showindex=False, disable_numparse=True, colalign=align)
 
 
 def to_csv(frame: pd.DataFrame) -> str:
@@ -147,14 +142,13 @@ def settings_table(results: Results, paper: Path = Path("results/paper")) -> Tab
     """Table 1 (SYSU-MM01's protocol) or Table 2 (RegDB's): every setting of the protocol; `settings` elsewhere."""
     columns = {title: ("", metric, "percent") for title, metric in _SCORES.items()}
     protocol = results.dataset.protocol
-    name, words = {"sysu_mm01": ("table1", "the paper's Table 1"), "regdb": ("table2", "the paper's Table 2")}.get(
-        protocol, ("settings", "all settings")
-    )
+    names = {"sysu_mm01": ("table1", "the paper's Table 1"), "regdb": ("table2", "the paper's Table 2")}
+    name, words = names.get(protocol, ("settings", "all settings"))
     cells: list[dict[str, Any]] = []
     for setting in results.protocol.settings:
         if _is_paper(results, protocol):
             rows = paper_table(_PAPER_FILES[protocol], paper)
-            cells += _paper_cells(rows, f"{_PAPER_PREFIX.get(setting, setting)}_", setting, columns)
+            cells += _paper_cells(rows, _prefix(setting), setting, columns)
         cells += _our_cells(results, setting, columns)
     caption = f"{results.dataset.title}: {words}. Percent, {INTERVAL}."
     return Table(name, caption, _frame(results, cells), _notes(results, list(results.protocol.settings)))
@@ -167,6 +161,10 @@ def paper_table(name: str, folder: Path = Path("results/paper")) -> pd.DataFrame
     return pd.read_csv(folder / name, index_col=0)
 
 
+def _prefix(setting: str) -> str:
+    return f"{_PAPER_PREFIX.get(setting, setting)}_"
+
+
 def _is_paper(results: Results, protocol: str) -> bool:
     """Whether this is the licensed data set that the paper scored by this protocol."""
     return results.dataset.published and results.dataset.protocol == protocol and protocol in _PAPER_FILES
@@ -177,15 +175,14 @@ def _our_cells(results: Results, setting: str, columns: dict[str, tuple[str, str
     ours = "ours: " if results.dataset.published else ""
     for variant, label in results.variants.items():
         n = len(results.seeds(variant))
+        absent = "–" if n else NOT_RUN  # galleries drawn as `random_seed` have no multi-shot search
+        start = {"setting": setting, "source": "ours", "variant": variant, "label": ours + label, "n": n}
+        start["seeds"] = str(n) if n == listed else f"{n} of {listed}"
         for title, (where, metric, unit) in columns.items():
             one = score(results, variant, where or setting, metric, 100.0 if unit == "percent" else 1.0)
-            row: dict[str, Any] = {"setting": setting, "source": "ours", "variant": variant, "label": ours + label}
-            row |= {"metric": title, "unit": unit, "n": n, "seeds": str(n) if n == listed else f"{n} of {listed}"}
-            if one:
-                row |= {"mean": one.value, "std": one.sd, "half": one.half}
-            # A run may lack a setting: galleries drawn as `random_seed` know no multi-shot search.
-            absent = "–" if n else NOT_RUN
-            yield row | {"status": "run" if one else absent, "text": _text(one, absent)}
+            numbers = {"mean": one.value, "std": one.sd, "half": one.half} if one else {}
+            texts = {"status": "run" if one else absent, "text": _text(one, absent)}
+            yield {**start, "metric": title, "unit": unit, **numbers, **texts}
 
 
 def _paper_cells(
@@ -193,19 +190,12 @@ def _paper_cells(
 ) -> Iterator[dict[str, Any]]:
     rows = rows.loc[rows.filter(regex=f"^{prefix}").notna().any(axis=1)]  # some methods report no such search
     for method, printed in rows.iterrows():
+        start = {"setting": setting, "source": "paper", "variant": method, "label": f"paper: {method}"}
         for title, (where, metric, unit) in columns.items():
-            key = "" if where else prefix + _PAPER_COLUMNS.get(metric, "")
-            value = float(printed.get(key, math.nan))
-            row: dict[str, Any] = {
-                "setting": setting,
-                "source": "paper",
-                "variant": method,
-                "label": f"paper: {method}",
-            }
-            row |= {"metric": title, "unit": unit, "mean": value, "seeds": "not stated"}
-            yield row | (
-                {"status": "–", "text": "–"} if math.isnan(value) else {"status": "printed", "text": f"{value:.2f}"}
-            )
+            value = float(printed.get("" if where else prefix + _PAPER_COLUMNS.get(metric, ""), math.nan))
+            status, text = ("–", "–") if math.isnan(value) else ("printed", f"{value:.2f}")
+            cell = {"metric": title, "unit": unit, "mean": value, "status": status, "text": text}
+            yield {**start, **cell, "seeds": "not stated"}
 
 
 def _frame(results: Results, cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -239,13 +229,10 @@ def _notes(results: Results, settings: Sequence[str]) -> list[str]:
     if records:
         data, weights = (str(records[0]["provenance"][key])[:8] for key in ("data_sha256", "weights_sha256"))
         notes.append(f"Data {data}, backbone weights {weights}.")
-    if (versions := len({str(sorted(leaves(_code(record)).items())) for record in records})) > 1:
+    code = [[record["versions"].get(key) for key in ("training_code_sha256", "libraries")] for record in records]
+    if (versions := len({json.dumps(one, sort_keys=True) for one in code})) > 1:
         notes.append(f"Made with {versions} versions of training code or libraries; see `versions` in the records.")
     return notes
-
-
-def _code(record: Record) -> dict[str, Any]:
-    return {key: record["versions"].get(key) for key in ("training_code_sha256", "libraries")}
 
 
 # -------------------- findings
@@ -253,13 +240,13 @@ def _code(record: Record) -> dict[str, Any]:
 
 def findings(results: Results, paper: Path = Path("results/paper")) -> str:
     """The contrasts, the paper's claims, the modality gap and, for the paper's data sets, its numbers, as Markdown."""
-    gallery = "p is not corrected for the number of contrasts. Detectable: the smallest effect found with 80 % power."
+    power = "p is not corrected for the number of contrasts. Detectable: the smallest effect found with 80 % power."
     parts = [
         section(
             f"**Contrasts** ({results.dataset.title}): differences in points, 95 % t intervals over n seeds, "
             "variance pooled over the variants. Intervals over test identities, with this gallery: `differences.csv`.",
             contrast_grid(results),
-            [gallery, *_notes(results, [results.protocol.ablation])],
+            [power, *_notes(results, [results.protocol.ablation])],
         ),
         section(
             "**The paper's claims**: what it printed for SYSU-MM01 (one number, no spread) and what was found here.",
@@ -273,7 +260,7 @@ def findings(results: Results, paper: Path = Path("results/paper")) -> str:
             results.notes,
         ),
     ]
-    if any(_is_paper(results, protocol) for protocol in _PAPER_FILES):
+    if _is_paper(results, results.dataset.protocol):
         parts.append(
             section(
                 "**The paper's numbers**: consistent if inside the 95 % prediction interval of one further run.",
@@ -295,9 +282,10 @@ def contrast_grid(results: Results) -> pd.DataFrame:
 
 
 def _effect_texts(one: Estimate | None, contrast: Contrast) -> dict[str, str]:
+    texts = {"Difference": NOT_RUN, "95 % interval": "–", "n": "0", "p": "–", "Detectable": "–", "Verdict": NOT_RUN}
     if one is None:
-        return {"Difference": NOT_RUN, "95 % interval": "–", "n": "0", "p": "–", "Detectable": "–", "Verdict": NOT_RUN}
-    texts = {"Difference": signed(one.value), "95 % interval": "–", "n": str(one.n), "p": "–", "Detectable": "–"}
+        return texts
+    texts |= {"Difference": signed(one.value), "n": str(one.n)}
     if one.n > 1:
         texts["95 % interval"] = f"{signed(one.value - one.half)} to {signed(one.value + one.half)}"
         texts |= {"p": p_text(one.p), "Detectable": f"{one.detectable:.2f}"}
@@ -379,7 +367,7 @@ def paper_grid(results: Results, paper: Path = Path("results/paper")) -> pd.Data
         rows = paper_table("table3_ablation.csv", paper)
         printed += [(cell, "all_single", rows.loc[_PAPER_ABLATION[cell]], "") for cell in ("baseline", "cc", "ml")]
     danet = paper_table(_PAPER_FILES[protocol], paper).loc["DANet"]
-    printed += [("both", setting, danet, f"{_PAPER_PREFIX.get(setting, setting)}_") for setting in settings]
+    printed += [("both", setting, danet, _prefix(setting)) for setting in settings]
     found = []
     for cell, setting, row, prefix in printed:
         for title, metric in _SCORES.items():

@@ -1,30 +1,14 @@
 """Reading a raw tree: what a reader returns, the checks that hold for every data set, and data/prepared/<dataset>.
 
-A data set of your own needs a row in params.yaml and a reader. `layout` in the row is the import path of the reader, a
-function of the folder, the row, and the names of all files in the folder (relative, `/`, natural order):
+A data set of your own needs a row in params.yaml and a reader; docs/extend.md has an example. `layout` in the row is
+the import path of the reader. The reader takes the folder, the row, and the names of all files in the folder (relative,
+`/`, natural order), and returns an `Index`:
 
-    # my_package.py, with `layout: my_package.read_mine`
-    import re
-    import pandas as pd
-    from data_prep.index import Index
-
-    def read_mine(root, dataset, files):
-        index, rows = Index(), []
-        test = set(map(int, (root / "test_ids.txt").read_text().split()))
-        for name in files:
-            match = re.fullmatch(r"(visible|infrared)/(\\d+)_c(\\d+)_.*\\.png", name)
-            if match is None:
-                index.skipped.append(name)  # Thumbs.db and the like: listed, not refused
-                continue
-            modality, pid, camid = match[1], int(match[2]), int(match[3])
-            rows.append((name, pid, camid, modality, "test" if pid in test else "train"))
-        index.manifest = pd.DataFrame(rows, columns=["path", "pid", "camid", "modality", "split_1"])
-        return index
-
-The manifest has one row per image and one split column per trial, split_1, split_2, ..: `train`, `val` or `test`, empty
-for an image that the trial does not use. `galleries` has, for protocols with fixed galleries, one (trials, images)
-array of manifest rows per setting. Whatever the reader cannot accept it adds to `index.findings`, a sentence each.
-Existence of the files, leaks between splits, missing modalities and empty galleries are checked here.
+- `manifest` has one row per image: path, pid, camid, modality, and one split column per trial, split_1, split_2, ...
+  A split is `train`, `val` or `test`, or empty for an image that the trial does not use.
+- `galleries` has one (trials, images) array of manifest rows per setting, for protocols with fixed galleries.
+- `findings` has one sentence for each problem. Missing files, leaks between splits, missing modalities and empty
+  galleries are found here.
 """
 
 from __future__ import annotations
@@ -33,11 +17,10 @@ import hashlib
 import importlib
 import os
 import re
-import shutil
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -45,22 +28,23 @@ from jaxtyping import Int
 
 from danet_core import MODALITIES
 from danet_study.config import Dataset
-from danet_study.files import StudyError, atomic_write_json, exclusive, replace_folder
+from danet_study.files import StudyError, atomic_write_json
 from danet_study.store import GALLERIES, MANIFEST, printable
-from data_prep.pack import refuse
+from data_prep.folders import new_folder
 
-PREPARED, INVENTORIES = Path("data/prepared"), Path("build/inventory")
+PREPARED, INVENTORIES = Path("data/prepared"), Path("data/inventory")
 INVENTORY = "inventory.json"
 READERS = {"sysu_mm01": "data_prep.sysu_mm01.read_sysu", "regdb": "data_prep.regdb.read_regdb"}
-COLUMNS = ("path", "pid", "camid", "modality", "split_1")
+COLUMNS = ["path", "pid", "camid", "modality"]  # and split_<trial>
 SUFFIXES = r"\.(?:jpe?g|png|bmp|tiff?)"  # of images, for the readers' patterns
+SHOWN = 10  # findings in one message
 
 
 @dataclass
 class Index:
     """What a reader found in a raw tree."""
 
-    manifest: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COLUMNS)))
+    manifest: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*COLUMNS, "split_1"]))
     galleries: dict[str, Int[np.ndarray, "T G"]] = field(default_factory=dict)  # manifest rows by setting
     findings: list[str] = field(default_factory=list)  # refused
     differences: list[str] = field(default_factory=list)  # refused unless the data set allows a part of itself
@@ -77,8 +61,8 @@ class Index:
 
     def forbid(self, what: str, found: Collection[object], *, partial: bool = False) -> None:
         """Check that nothing was found. `partial`: a part of a data set on purpose may have such."""
-        self.checks.append((what, "0", str(len(found)), "WRONG" if found else "ok"))
-        if found:
+        self.checks.append((what, "0", str(len(found)), "WRONG" if len(found) else "ok"))
+        if len(found):
             (self.differences if partial else self.findings).append(f"{what}: {listed(found)}")
 
 
@@ -96,34 +80,26 @@ def root_variable(dataset: Dataset) -> str:
 
 
 def scan(root: Path) -> dict[str, tuple[int, int]]:
-    """Size and modification time (ns) of all files below `root`, by relative name, each folder in natural order.
+    """Size in bytes and modification time in ns of all files below `root`, by relative name, in natural order.
 
     The size of a broken link is -1. Raises StudyError if a folder cannot be listed.
     """
+
+    def refuse_folder(error: OSError) -> NoReturn:
+        raise StudyError(f"{printable(error.filename)} cannot be listed ({error.strerror}); check access rights")
+
     found: dict[str, tuple[int, int]] = {}
-
-    def walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> None:
-        try:
-            with os.scandir(folder) as entries:
-                ordered = sorted(entries, key=lambda entry: natural_key(entry.name))
-            status = os.stat(folder)  # noqa: PTH116 - on strings, for speed
-        except OSError as error:
-            raise StudyError(f"{printable(folder)} cannot be listed ({error.strerror}); check access rights") from None
-        here = (status.st_dev, status.st_ino)
-        if here in above:  # a link to a folder that holds it
-            return
-        for entry in ordered:
-            if entry.is_dir():
-                walk(entry.path, f"{prefix}{entry.name}/", above | {here})
-            else:
-                try:
-                    file = entry.stat()
-                    found[prefix + entry.name] = (file.st_size, file.st_mtime_ns)
-                except OSError:
-                    found[prefix + entry.name] = (-1, 0)
-
-    walk(str(root), "", frozenset())
-    return found
+    for folder, folders, names in os.walk(root, onerror=refuse_folder, followlinks=True):
+        here = Path(folder).resolve()  # a link to a folder that holds it is not followed
+        folders[:] = [name for name in folders if not here.is_relative_to(Path(folder, name).resolve())]
+        for path in (Path(folder, name) for name in names):
+            try:
+                status = path.stat()
+                size_and_time = status.st_size, status.st_mtime_ns
+            except OSError:
+                size_and_time = -1, 0
+            found[path.relative_to(root).as_posix()] = size_and_time
+    return {name: found[name] for name in sorted(found, key=natural_key)}
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
@@ -133,19 +109,18 @@ def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
 
 
 def inventory(dataset: Dataset) -> dict[str, Any]:
-    """Number of files of the raw tree and a hash, for stages that depend on the tree without hashing every file.
+    """Number of files of the raw tree and a hash.
 
-    Photographs: a hash of names, sizes and modification times. A rendered set is rendered if it is missing or was
-    edited; its hash is that of the content. Raises StudyError if the folder is missing.
+    The hash of photographs is that of names, sizes and times. A rendered set is rendered if it is missing or was
+    edited; its hash is that of the content. Raises StudyError if photographs are missing.
     """
     root = raw_root(dataset)
     if dataset.render is not None:
-        from data_prep.render.synthetic import render
+        from data_prep.render.synthetic import render  # here: photographs need no renderer
 
         record = render(root, dataset.layout, dataset.render)
         return {"files": record["counts"]["files"], "sha256": record["content_sha256"]}
-    if not root.is_dir():
-        raise StudyError(_absent(dataset, root))
+    _require_folder(dataset)
     digest, tree = hashlib.sha256(), scan(root)
     for name, (size, modified) in tree.items():
         digest.update(f"{name}\0{size}\0{modified}\0".encode("utf-8", "surrogateescape"))
@@ -153,7 +128,12 @@ def inventory(dataset: Dataset) -> dict[str, Any]:
 
 
 def write_inventory(dataset: Dataset, folder: Path = INVENTORIES) -> Path:
-    """Write `inventory` to `folder`/<dataset>.json, which the stage `prepare` depends on."""
+    """Write the inventory of photographs to `folder`/<dataset>.json, on which the stage `prepare` depends.
+
+    Raises StudyError for a rendered set: `prepare` renders it.
+    """
+    if dataset.synthetic:
+        raise StudyError(f"{dataset.name} is rendered, and only photographs are checked; run prepare")
     path = folder / f"{dataset.name}.json"
     atomic_write_json(path, inventory(dataset))
     return path
@@ -161,9 +141,8 @@ def write_inventory(dataset: Dataset, folder: Path = INVENTORIES) -> Path:
 
 def read(dataset: Dataset, *, ids_per_batch: int = 2) -> Index:
     """Read and check a raw tree; nothing is refused yet, see `settle`. Raises StudyError if there is no tree."""
+    _require_folder(dataset)
     root = raw_root(dataset)
-    if not root.is_dir():
-        raise StudyError(_absent(dataset, root))
     reader, tree = _reader(dataset), scan(root)
     index = reader(root, dataset, list(tree))
     try:
@@ -172,9 +151,7 @@ def read(dataset: Dataset, *, ids_per_batch: int = 2) -> Index:
         index.manifest = manifest.fillna("").astype(splits).reset_index(drop=True)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         found = " ".join(str(error).split())[:80]
-        raise StudyError(
-            f"datasets.{dataset.name}: {dataset.layout} returned no Index as in data_prep/index.py ({found})"
-        ) from None
+        raise StudyError(f"datasets.{dataset.name}: {dataset.layout} returned no valid Index ({found})") from None
     if "render.json" in tree and not dataset.synthetic:
         index.findings.append(f"the images were rendered by this study (render.json); {dataset.title} is expected")
     _check_files(index, tree)
@@ -189,12 +166,21 @@ def read(dataset: Dataset, *, ids_per_batch: int = 2) -> Index:
 def settle(index: Index, dataset: Dataset) -> bool:
     """Raise StudyError with all that is refused; returns whether the set is a part of what it should be."""
     findings, remedy = index.findings, ""
-    if not dataset.allow_partial:
+    if index.differences and not dataset.allow_partial:
         findings = findings + index.differences
-        if index.differences:
-            remedy = f"; for a subset on purpose, set datasets.{dataset.name}.allow_partial in params.yaml"
-    refuse(findings, printable(raw_root(dataset)), remedy)
+        remedy = f"; for a subset on purpose, set datasets.{dataset.name}.allow_partial in params.yaml"
+    refuse(findings, raw_root(dataset), remedy)
     return bool(index.differences)
+
+
+def refuse(findings: Sequence[str], where: Path, remedy: str = "") -> None:
+    """Raise StudyError with the findings, at most ten of them, if there are any."""
+    if len(findings) == 1:
+        raise StudyError(f"{printable(where)}: {findings[0]}{remedy}")
+    if findings:
+        more = [f"and {len(findings) - SHOWN} more"] if len(findings) > SHOWN else []
+        lines = "\n  ".join([*findings[:SHOWN], *more])
+        raise StudyError(f"{printable(where)}: {len(findings)} findings{remedy}\n  {lines}")
 
 
 def prepare(dataset: Dataset, *, ids_per_batch: int = 2, prepared: Path = PREPARED) -> Index:
@@ -203,117 +189,99 @@ def prepare(dataset: Dataset, *, ids_per_batch: int = 2, prepared: Path = PREPAR
     It holds manifest.csv, inventory.json, and galleries.npz for protocols with fixed galleries.
     Raises StudyError with all findings, at most ten lines; an older `prepared`/<dataset> stays then.
     """
-    final, partial = prepared / dataset.name, prepared / f"{dataset.name}.partial"
-    with exclusive(prepared / f".{dataset.name}.lock", str(final)):
-        raw = inventory(dataset)
-        index = read(dataset, ids_per_batch=ids_per_batch)
-        is_partial = settle(index, dataset)
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            partial.mkdir(parents=True)
-            manifest = index.manifest.assign(row=np.arange(len(index.manifest)))
-            manifest = manifest[["row", *COLUMNS[:4], *split_columns(manifest)]]
-            manifest.to_csv(partial / MANIFEST, index=False, lineterminator="\n", encoding="utf-8")
-            if index.galleries:
-                arrays: dict[str, Any] = {k: index.galleries[k].astype("<i4") for k in sorted(index.galleries)}
-                np.savez(partial / GALLERIES, **arrays)  # members have no time stamp: equal galleries, equal bytes
-            about = {
-                **{"dataset": dataset.name, "layout": dataset.layout, "protocol": dataset.protocol},
-                **{"synthetic": dataset.synthetic, "partial": is_partial, "raw": raw, "counts": counts(manifest)},
-                "warnings": [*map(_safe, [*index.warnings, *index.differences])],
-                "skipped": {"files": len(index.skipped), "first": [*map(_safe, index.skipped[:20])]},
-            }
-            atomic_write_json(partial / INVENTORY, about)
-            replace_folder(partial, final)
-        except OSError as error:
-            raise StudyError(f"{final} cannot be written ({error.strerror}); make room on the disk") from None
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    raw = inventory(dataset)
+    index = read(dataset, ids_per_batch=ids_per_batch)
+    partial = settle(index, dataset)
+    manifest = index.manifest[[*COLUMNS, *split_columns(index.manifest)]]
+    with new_folder(prepared / dataset.name) as folder:
+        manifest.to_csv(folder / MANIFEST, index_label="row", lineterminator="\n", encoding="utf-8")
+        if index.galleries:
+            arrays: dict[str, Any] = {name: index.galleries[name].astype("<i4") for name in sorted(index.galleries)}
+            np.savez(folder / GALLERIES, **arrays)  # members have no time stamp: equal galleries, equal bytes
+        about = {
+            "dataset": dataset.name,
+            "layout": dataset.layout,
+            "protocol": dataset.protocol,
+            "synthetic": dataset.synthetic,
+            "partial": partial,
+            "raw": raw,
+            "counts": counts(manifest),
+            "warnings": [_safe(text) for text in (*index.warnings, *index.differences)],
+            "skipped": {"files": len(index.skipped), "first": [_safe(name) for name in index.skipped[:20]]},
+        }
+        atomic_write_json(folder / INVENTORY, about)
     return index
 
 
 def split_columns(manifest: pd.DataFrame) -> list[str]:
-    """split_1, split_2, .. as far as the manifest has them."""
+    """split_1, split_2, ... as far as the manifest has them."""
     return sorted((name for name in map(str, manifest) if re.fullmatch(r"split_[0-9]+", name)), key=natural_key)
 
 
 def counts(manifest: pd.DataFrame) -> dict[str, Any]:
     """Identities and images of each modality by trial and split."""
-    result: dict[str, Any] = {}
-    for column in split_columns(manifest):
-        used = manifest[manifest[column] != ""]
-        result[column.removeprefix("split_")] = {
+    return {
+        column.removeprefix("split_"): {
             str(split): {
                 "identities": int(rows["pid"].nunique()),
                 **{name: int((rows["modality"] == name).sum()) for name in MODALITIES},
             }
-            for split, rows in used.groupby(column)
+            for split, rows in manifest.groupby(column)
+            if split
         }
-    return result
-
-
-def counts_by_camera(manifest: pd.DataFrame, trial: int = 1) -> pd.DataFrame:
-    """Identities and images by split, camera and modality, of a manifest of `trial`."""
-    used = manifest[manifest[f"split_{trial}"] != ""].rename(columns={f"split_{trial}": "split"})
-    grouped = used.groupby(["split", "camid", "modality"])
-    return grouped.agg(identities=("pid", "nunique"), images=("path", "size"))
+        for column in split_columns(manifest)
+    }
 
 
 def listed(values: Iterable[object], limit: int = 3) -> str:
     """The first values, and how many more there are."""
     values = list(values)
     more = f" and {len(values) - limit} more" if len(values) > limit else ""
-    return ", ".join(_safe(value) for value in values[:limit]) + more
+    return ", ".join(map(_safe, values[:limit])) + more
 
 
 def _check_files(index: Index, tree: dict[str, tuple[int, int]]) -> None:
-    paths, manifest = index.manifest["path"], index.manifest
-    index.forbid("images that are listed, but missing or broken links", [p for p in paths if tree.get(p, (-1,))[0] < 0])
-    index.forbid("images of 0 bytes", [p for p in paths if tree.get(p, (-1,))[0] == 0])
-    index.forbid("images listed twice", list(paths[paths.duplicated()]))
-    index.forbid("image names that are not UTF-8 (rename them)", [p for p in paths if printable(p) != p])
-    index.forbid("modality neither visible nor infrared", sorted(set(manifest["modality"]) - set(MODALITIES)))
+    paths = index.manifest["path"]
+    size = paths.map(lambda path: tree.get(path, (-1, 0))[0])
+    index.forbid("images that are listed, but missing or broken links", paths[size < 0])
+    index.forbid("images of 0 bytes", paths[size == 0])
+    index.forbid("images listed twice", paths[paths.duplicated()])
+    index.forbid("image names that are not UTF-8 (rename them)", [path for path in paths if printable(path) != path])
+    index.forbid("modality neither visible nor infrared", set(index.manifest["modality"]) - set(MODALITIES))
 
 
 def _check_splits(index: Index, dataset: Dataset, ids_per_batch: int) -> None:
     """Leaks, missing modalities and too few identities, over all trials."""
-    shared, alone, untrained, untested, few = [], [], [], [], []
-    for column in split_columns(index.manifest):
-        trial = f" (trial {column.removeprefix('split_')})"
-        used = index.manifest[index.manifest[column] != ""]
-        splits = used.groupby("pid")[column].nunique()
-        shared += [f"{pid}{trial}" for pid in splits.index[splits > 1]]
-        train = used[used[column].isin(dataset.train_splits)]
-        test = used[used[column] == "test"]
-        untested += [name + trial for name in MODALITIES if name not in set(test["modality"])]
-        if absent := [name + trial for name in MODALITIES if name not in set(train["modality"])]:
-            untrained += absent
-            continue
-        n_modalities = train.groupby("pid")["modality"].nunique()
-        alone += [f"{pid}{trial}" for pid in n_modalities.index[n_modalities == 1]]
-        if len(n_modalities) < ids_per_batch:
-            few.append(f"{len(n_modalities)}{trial}")
-    index.forbid("identities in two splits", shared)
-    index.forbid("modalities without training image", untrained)
-    index.forbid("modalities without test image", untested)
-    index.forbid("training identities with one modality only", alone)
-    index.forbid(f"fewer training identities than recipe.ids_per_batch, {ids_per_batch}", few)
+    trials = split_columns(index.manifest)
+    used = index.manifest.melt(["pid", "modality"], trials, "trial", "split").query("split != ''")
+    train, test = used[used["split"].isin(dataset.train_splits)], used[used["split"] == "test"]
+
+    def forbid(what: str, found: Iterable[Any]) -> None:  # of pairs of a trial and a value
+        index.forbid(what, [f"{value} (trial {trial.removeprefix('split_')})" for trial, value in found])
+
+    n_splits = used.groupby(["trial", "pid"])["split"].nunique()
+    forbid("identities in two splits", n_splits.index[n_splits > 1])
+    for name, part in (("training", train), ("test", test)):
+        there = set(zip(part["trial"], part["modality"], strict=True))
+        absent = [(trial, modality) for trial in trials for modality in MODALITIES if (trial, modality) not in there]
+        forbid(f"modalities without {name} image", absent)
+    n_modalities = train.groupby(["trial", "pid"])["modality"].nunique()
+    forbid("training identities with one modality only", n_modalities.index[n_modalities == 1])
+    n_ids = train.groupby("trial")["pid"].nunique()
+    few = n_ids[n_ids < ids_per_batch].items()
+    forbid(f"fewer training identities than recipe.ids_per_batch, {ids_per_batch}", few)
 
 
 def _check_galleries(index: Index) -> None:
     test = np.flatnonzero(index.manifest["split_1"] == "test")
-    for name, rows in index.galleries.items():
-        whole = rows.ndim == 2 and rows.size > 0 and bool(np.isin(rows, test).all())
-        index.forbid(f"galleries that are empty or hold other than test images: {name}", [] if whole else [name])
+    wrong = [name for name, rows in index.galleries.items() if rows.size == 0 or not np.isin(rows, test).all()]
+    index.forbid("galleries that are empty or hold other than test images", wrong)
 
 
 def _reader(dataset: Dataset) -> Reader:
     module, _, name = READERS.get(dataset.layout, dataset.layout).rpartition(".")
     try:
-        reader = getattr(importlib.import_module(module), name)
-        if not callable(reader):
-            raise AttributeError("no function")
-        return reader
+        return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         known = ", ".join(READERS)
         raise StudyError(
@@ -321,12 +289,14 @@ def _reader(dataset: Dataset) -> Reader:
         ) from None
 
 
-def _absent(dataset: Dataset, root: Path) -> str:
-    place = f"{dataset.title} is not at {printable(root)}"
-    if not dataset.published:
-        return f"{place}; set datasets.{dataset.name}.root in params.yaml or {root_variable(dataset)}"
-    source = getattr(importlib.import_module(_reader(dataset).__module__), "REQUEST", "its authors")
-    return f"{place}; request it ({source}), then set {root_variable(dataset)}"
+def _require_folder(dataset: Dataset) -> None:
+    root, variable = raw_root(dataset), root_variable(dataset)
+    remedy = f"set datasets.{dataset.name}.root in params.yaml or {variable}"
+    if dataset.published:
+        source = getattr(importlib.import_module(_reader(dataset).__module__), "REQUEST", "its authors")
+        remedy = f"request it ({source}), then set {variable}"
+    if not root.is_dir():
+        raise StudyError(f"{dataset.title} is not at {printable(root)}; {remedy}")
 
 
 def _safe(value: object) -> str:

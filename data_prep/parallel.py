@@ -14,24 +14,21 @@ from danet_study.files import StudyError
 from danet_study.processes import exit_with_parent
 
 
-def parallel(
-    function: Callable[[Any], Any], jobs: Sequence[Any], workers: int | None = None, *, chunksize: int | None = None
-) -> Iterator[Any]:
-    """`function` of each job, in order, computed in worker processes that end with this one, also by SIGKILL.
+def parallel(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int | None = None) -> Iterator[Any]:
+    """Yield `function` of each job, in order, from worker processes that end with this one, also by SIGKILL.
 
-    `workers`: None is one per core. Raises StudyError if a worker dies.
+    `workers`: one per core by default. Raises StudyError if a worker dies.
     """
-    if workers is None:
+    if workers is None:  # macOS has no affinity
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(workers, len(jobs))
     if workers <= 1:
         yield from map(function, jobs)
         return
-    chunksize = chunksize or max(1, min(16, len(jobs) // (8 * workers)))
     # spawn: a forked worker would hold the locks of this process, and may hang where a library has threads
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
     try:
-        yield from pool.map(function, jobs, chunksize=chunksize)
+        yield from pool.map(function, jobs, chunksize=max(1, min(32, len(jobs) // (8 * workers))))
     except BrokenProcessPool:
         raise StudyError("a worker process ended unexpectedly, perhaps for lack of memory; use --workers 1") from None
     finally:

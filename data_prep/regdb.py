@@ -24,7 +24,7 @@ from danet_study.config import Dataset
 from data_prep.index import SUFFIXES, Index
 
 TRIALS, SPLITS = range(1, 11), ("train", "test")
-FOLDERS = ("visible", "thermal")  # indexed by modality; the camera is one more
+FOLDERS = ("visible", "thermal")  # in the order of MODALITIES
 REQUEST = "form of Dongguk University, DBPerson-Recog-DB1"
 IMAGE = re.compile(rf"(visible|thermal)/([0-9]+)/([^/.][^/]*{SUFFIXES})", re.IGNORECASE | re.DOTALL)
 LIST = re.compile(r"idx/((?:train|test)_(?:visible|thermal)_(?:10|[1-9]))\.txt", re.IGNORECASE)
@@ -36,7 +36,7 @@ PUBLISHED: dict[str, Any] = {
     "train": 206,  # identities of a trial; as many test
     "shared": (91, 110),  # training identities shared by two trials, least and most
 }
-Key = tuple[int, int, str]  # modality, pid, file name in lower case
+KEY = ["folder", "pid", "file"]  # of an image; see _key
 
 
 def read_regdb(root: Path, dataset: Dataset, files: Sequence[str]) -> Index:
@@ -45,125 +45,124 @@ def read_regdb(root: Path, dataset: Dataset, files: Sequence[str]) -> Index:
     Accepted: other case of names, stray files, and CRLF, a byte-order mark, backslashes, blank lines or trailing commas
     in the split files. A trial without its four files has no column.
     """
-    index, lists = Index(), {}
-    images: dict[Key, str] = {}
-    doubled, misplaced = [], []
+    index, rows, lists = Index(), [], {}
     for name in files:
         if match := IMAGE.fullmatch(name):
-            key = (FOLDERS.index(match[1].lower()), int(match[2]), match[3].casefold())
-            if images.setdefault(key, name) != name:
-                doubled.append(name)
-            number = re.search(r"_([0-9]+)\.[a-z]+$", key[2])
-            if number and int(number[1]) != key[1]:
-                misplaced.append(name)
+            rows.append((name, *_key(*match.groups())))
         elif match := LIST.fullmatch(name):
-            lists[match[1].lower()] = name
+            lists[match[1].lower()] = root / name
         elif name != "render.json":
             index.skipped.append(name)
-    if not images:
+    if not rows:
         return index
-    index.forbid("images whose names differ only in case or zeros", doubled)
-    index.forbid("images in the folder of another identity than their name says", misplaced)
+    images = pd.DataFrame(rows, columns=["path", *KEY]).sort_values("folder", kind="stable", ascending=False)
+    images = images.set_index(KEY)  # visible first; natural order within a modality
+    index.forbid("images whose names differ only in case or zeros", images.loc[images.index.duplicated(), "path"])
+    in_name = images.index.get_level_values("file").str.extract(r"_([0-9]+)\.[a-z]+$", expand=False)
+    other = in_name.notna() & (in_name.fillna("0").astype(int) != images.index.get_level_values("pid"))
+    index.forbid("images in the folder of another identity than their name says", images.loc[other, "path"])
     wanted = [f"{split}_{folder}_{t}" for t in TRIALS for split in SPLITS for folder in FOLDERS]
-    index.forbid("split files missing in idx/", [f"{name}.txt" for name in wanted if name not in lists], partial=True)
-    splits: dict[int, dict[Key, str]] = {}
-    odd: dict[str, list[str]] = {"labels": [], "both": [], "missing": [], "unnamed": []}
-    for trial in TRIALS:
-        if all(name in lists for name in wanted[4 * trial - 4 : 4 * trial]):
-            splits[trial] = _read_trial(index, root, trial, lists, images, odd)
-    index.forbid("identities whose visible and thermal labels differ", odd["labels"], partial=True)
-    index.forbid("images in train and test", odd["both"])
-    index.forbid("listed images that are missing", list(dict.fromkeys(odd["missing"])), partial=True)
-    index.forbid("images in neither train nor test", odd["unnamed"], partial=True)
-    if 1 not in splits:
+    absent = [f"{name}.txt" for name in wanted if name not in lists]
+    index.forbid("split files missing in idx/", absent, partial=True)
+    whole = [t for t in TRIALS if all(f"{split}_{folder}_{t}" in lists for split in SPLITS for folder in FOLDERS)]
+    lines = pd.DataFrame(
+        [line for name in wanted if name in lists for line in _read_list(index, name, lists[name])],
+        columns=["trial", "split", *KEY, "label"],
+    )
+    lines = lines[lines["trial"].isin(whole)]
+    _check_lines(index, lines)
+    if 1 not in whole:
         index.findings.append("trial 1 has not its four split files in idx/; copy them from the distribution")
-    keys = sorted(images, key=lambda key: key[0])  # stable: natural order within a modality
     index.manifest = pd.DataFrame(
         {
-            "path": [images[key] for key in keys],
-            "pid": [pid for _, pid, _ in keys],
-            "camid": [modality + 1 for modality, _, _ in keys],
-            "modality": [MODALITIES[modality] for modality, _, _ in keys],
+            "path": images["path"],
+            "pid": images.index.get_level_values("pid"),
+            "camid": images.index.get_level_values("folder").map({"visible": 1, "thermal": 2}),
+            "modality": images.index.get_level_values("folder").map(dict(zip(FOLDERS, MODALITIES, strict=True))),
             "split_1": "",
-            **{f"split_{trial}": [split_of.get(key, "") for key in keys] for trial, split_of in splits.items()},
         }
     )
+    unnamed = []
+    for trial in whole:
+        split_of = lines[lines["trial"] == trial].drop_duplicates(KEY).set_index(KEY)["split"]
+        index.manifest[f"split_{trial}"] = split_of.reindex(images.index).fillna("")
+        unnamed += [f"{path} (trial {trial})" for path in images.loc[~images.index.isin(split_of.index), "path"]]
+    index.forbid("images in neither train nor test", unnamed, partial=True)
+    named = lines.drop_duplicates(KEY).set_index(KEY).index
+    missing = ["/".join([folder.title(), str(pid), file]) for folder, pid, file in named[~named.isin(images.index)]]
+    index.forbid("listed images that are missing", missing, partial=True)
     if dataset.published:
-        _check_published(index, images, splits)
+        _check_published(index, images, lines)
     return index
 
 
-def _read_trial(
-    index: Index, root: Path, trial: int, lists: dict[str, str], images: dict[Key, str], odd: dict[str, list[str]]
-) -> dict[Key, str]:
-    """The split of each image that the trial names; adds to `odd` what is inconsistent."""
-    split_of: dict[Key, str] = {}
-    for split in SPLITS:
-        labels = []
-        for modality, folder in enumerate(FOLDERS):
-            listed, label_of = _read_list(index, root / lists[f"{split}_{folder}_{trial}"], modality)
-            labels.append(label_of)
-            for key in listed:
-                if key not in images:
-                    odd["missing"].append(f"{FOLDERS[key[0]].title()}/{key[1]}/{key[2]}")
-                elif split_of.setdefault(key, split) != split:
-                    odd["both"].append(f"{images[key]} (trial {trial})")
-        pids = sorted(pid for pid in labels[0].keys() | labels[1] if labels[0].get(pid) != labels[1].get(pid))
-        odd["labels"] += [f"{pid} (trial {trial}, {split})" for pid in pids]
-    odd["unnamed"] += [f"{name} (trial {trial})" for key, name in images.items() if key not in split_of]
-    return split_of
+def _key(folder: str, pid: str, file: str) -> tuple[str, int, str]:
+    """What a file name and a line of a split file have in common, whatever their case."""
+    return folder.lower(), int(pid), file.casefold()
 
 
-def _read_list(index: Index, path: Path, modality: int) -> tuple[list[Key], dict[int, int]]:
-    """Images of a split file in its order, and the label of each identity."""
+def _read_list(index: Index, name: str, path: Path) -> list[tuple[int, str, str, int, str, int]]:
+    """Trial, split, key and label of each line of a split file; `name` is <split>_<folder>_<trial>."""
+    split, folder, trial = name.split("_")
     try:
-        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        index.findings.append(f"idx/{path.name} cannot be read ({type(error).__name__}); copy it again")
-        return [], {}
-    keys: dict[Key, int] = {}
-    label_of: dict[int, int] = {}
-    wrong, twice, inconsistent = [], [], set()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip(" \t,"):
-            continue
-        match = LINE.fullmatch(line.strip())
-        if match is None or match[1].lower() != FOLDERS[modality]:
-            wrong.append(f"line {number} ({line.strip()[:60]})")
-            continue
-        pid, label = int(match[2]), int(match[4])
-        key = (modality, pid, match[3].casefold())
-        if key in keys:
-            twice.append(f"line {number}")
-        keys[key] = label
-        if label_of.setdefault(pid, label) != label:
-            inconsistent.add(pid)
-    form = f"{FOLDERS[modality].title()}/<id>/<file> <label>"
-    index.forbid(f"idx/{path.name}: lines not of the form {form}", wrong)
-    index.forbid(f"idx/{path.name}: images named twice", twice)
-    index.forbid(f"idx/{path.name}: identities with two labels", sorted(inconsistent))
-    if not inconsistent and sorted(label_of.values()) != list(range(len(label_of))):
-        index.findings.append(f"idx/{path.name}: labels are not 0 to {len(label_of) - 1}, one per identity")
-    return list(keys), label_of
+        index.findings.append(f"idx/{name}.txt cannot be read ({type(error).__name__}); copy it again")
+        return []
+    found, wrong = [], []
+    for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
+        match = LINE.fullmatch(line)
+        if match and match[1].lower() == folder:
+            found.append((int(trial), split, *_key(*match.groups()[:3]), int(match[4])))
+        elif line.strip(" \t,"):
+            wrong.append(f"line {number} ({line[:60]})")
+    index.forbid(f"idx/{name}.txt: lines not of the form {folder.title()}/<id>/<file> <label>", wrong)
+    return found
 
 
-def _check_published(index: Index, images: dict[Key, str], splits: dict[int, dict[Key, str]]) -> None:
+def _check_lines(index: Index, lines: pd.DataFrame) -> None:
+    """What the split files must agree on, over all trials."""
+    in_file = ["trial", "split", "folder"]
+
+    def files(found: pd.DataFrame) -> list[str]:
+        keys = found[[*in_file, "pid"]].drop_duplicates().itertuples(index=False)
+        return [f"{pid} (idx/{split}_{folder}_{trial}.txt)" for trial, split, folder, pid in keys]
+
+    index.forbid("identities with an image that is named twice", files(lines[lines.duplicated([*in_file, *KEY[1:]])]))
+    labels = lines.drop_duplicates([*in_file, "pid", "label"])
+    index.forbid("identities with two labels", files(labels[labels.duplicated([*in_file, "pid"])]))
+    labels = labels.drop_duplicates([*in_file, "pid"])
+    wrong = [
+        f"idx/{split}_{folder}_{trial}.txt"
+        for (trial, split, folder), column in labels.groupby(in_file)["label"]
+        if sorted(column) != list(range(len(column)))
+    ]
+    index.forbid("split files whose labels are not 0, 1, 2, ..., one per identity", wrong)
+    both = labels.pivot(index=["trial", "split", "pid"], columns="folder", values="label").reindex(columns=FOLDERS)
+    odd = [f"{pid} (trial {t}, {split})" for t, split, pid in both.index[both["visible"] != both["thermal"]]]
+    index.forbid("identities whose visible and thermal labels differ", odd, partial=True)
+    n_splits = lines.groupby(["trial", *KEY])["split"].nunique()
+    leaks = [f"{folder}/{pid}/{file} (trial {t})" for t, folder, pid, file in n_splits.index[n_splits > 1]]
+    index.forbid("images in train and test", leaks)
+
+
+def _check_published(index: Index, images: pd.DataFrame, lines: pd.DataFrame) -> None:
     """Every published count; see PUBLISHED."""
     n_ids, n_images, n_train = PUBLISHED["ids"], PUBLISHED["images"], PUBLISHED["train"]
-    for modality, folder in enumerate(FOLDERS):
-        sizes = Counter(pid for m, pid, _ in images if m == modality)
+    for folder in FOLDERS:
+        sizes = Counter(images.index[images.index.get_level_values("folder") == folder].get_level_values("pid"))
         index.compare(f"{folder}: identities / images", (n_ids, n_ids * n_images), (len(sizes), sizes.total()))
         odd = [f"{pid} ({sizes[pid]})" for pid in range(1, n_ids + 1) if sizes[pid] != n_images]
         index.forbid(f"{folder}: identities of 1 to {n_ids} without {n_images} images", odd, partial=True)
     for split, expected in zip(SPLITS, (n_train, n_ids - n_train), strict=True):
-        named = [[key for key, s in split_of.items() if s == split] for split_of in splits.values()]
-        pids = [{pid for _, pid, _ in keys} for keys in named]
-        index.compare(f"{split} identities by trial", (expected,) * 10, tuple(map(len, pids)))
-        for modality, folder in enumerate(FOLDERS):
-            found = tuple(sum(m == modality for m, _, _ in keys) for keys in named)
-            index.compare(f"{split} {folder} images by trial", (expected * n_images,) * 10, found)
-        if split == "train":
-            shared = [len(a & b) for a, b in itertools.combinations(pids, 2)]
+        part = lines[lines["split"] == split]
+        found = part.groupby("trial")["pid"].nunique().reindex(TRIALS, fill_value=0)
+        index.compare(f"{split} identities by trial", (expected,) * 10, tuple(found.tolist()))
+        for folder in FOLDERS:
+            found = part.loc[part["folder"] == folder, "trial"].value_counts().reindex(TRIALS, fill_value=0)
+            index.compare(f"{split} {folder} images by trial", (expected * n_images,) * 10, tuple(found.tolist()))
+    train = [set(pids) for _, pids in lines[lines["split"] == "train"].groupby("trial")["pid"]]
+    shared = [len(a & b) for a, b in itertools.combinations(train, 2)]
     least, most = PUBLISHED["shared"]
     if shared and not least <= min(shared) <= max(shared) <= most:
         index.warnings.append(f"trials share {min(shared)} to {max(shared)} training identities, not {least} to {most}")

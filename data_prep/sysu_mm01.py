@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
+import scipy.io
 from jaxtyping import Int
 
 from danet_core import MODALITIES
@@ -50,7 +51,7 @@ PUBLISHED: dict[str, Any] = {  # by camera 1 to 6 where there are six values
     "galleries": {"all_single": 301, "all_multi": 3010, "indoor_single": 112, "indoor_multi": 1120},
     "queries": (3803, 1088, 1120),  # all; with a match in the indoor gallery, from camera 3 and from camera 6
 }
-Cells = Mapping[tuple[int, int], Mapping[int, str]]  # (camid, pid): path by image number
+Perms = Mapping[int, Sequence[np.ndarray]]  # by camera a list over identities; see read_rand_perm
 
 
 def read_sysu(root: Path, dataset: Dataset, files: Sequence[str]) -> Index:
@@ -59,47 +60,45 @@ def read_sysu(root: Path, dataset: Dataset, files: Sequence[str]) -> Index:
     Accepted: other case of names, numbers without leading zeros, stray files, CRLF and spaces in the lists, gaps in the
     image numbers, an HDF5 copy of rand_perm_cam.mat.
     """
-    index, lists, mats = Index(), {}, []
-    cells: dict[tuple[int, int], dict[int, str]] = defaultdict(dict)
-    twice = []
+    index, rows, lists, mats = Index(), [], {}, []
     for name in files:
         if match := IMAGE.fullmatch(name):
-            cam, pid, number = map(int, match.groups())
-            if cells[cam, pid].setdefault(number, name) != name:
-                twice.append(name)
+            rows.append((name, *map(int, match.groups())))
         elif match := LIST.fullmatch(name):
-            lists[match[1].lower()] = name
+            lists[match[1].lower()] = root / name
         elif MAT.fullmatch(name):
-            mats.append(name)
+            mats.append(root / name)
         elif not UNUSED.fullmatch(name):
             index.skipped.append(name)
-    if not cells:
+    if not rows:
         return index
+    images = pd.DataFrame(rows, columns=["path", "camid", "pid", "number"])
+    twice = images.loc[images.duplicated(["camid", "pid", "number"]), "path"]
     index.forbid("second images of a camera, identity and number", twice)
-    index.forbid("camera folders that are missing or empty", sorted(set(CAMERAS) - {c for c, _ in cells}), partial=True)
-    ids = _id_lists(index, root, lists, dataset.published)
+    index.forbid("camera folders that are missing or empty", sorted({*CAMERAS} - {*images["camid"]}), partial=True)
+    ids = {name: _read_list(index, name, lists.get(name)) for name in (*SPLITS, "available")}
     split_of = {pid: split for split in SPLITS for pid in ids[split]}
-    with_images = {pid for _, pid in cells}
-    index.forbid("listed identities without images", sorted(set(split_of) - with_images), partial=True)
-    rows = sorted(
-        (SPLITS.index(split_of[pid]), cam, pid, number, path)
-        for (cam, pid), images in cells.items()
-        if pid in split_of
-        for number, path in images.items()
-    )
-    index.manifest = pd.DataFrame(
-        [(path, pid, cam, MODALITIES[cam in INFRARED_CAMERAS], SPLITS[split]) for split, cam, pid, _, path in rows],
-        columns=["path", "pid", "camid", "modality", "split_1"],
-    )
+    shared = {pid for a, b in itertools.combinations(SPLITS, 2) for pid in ids[a] & ids[b]}
+    index.forbid("identities in two of the lists train, val, test", sorted(shared))  # never excused: a leak
+    odd = sorted(split_of.keys() ^ ids["available"])
+    index.forbid("identities in available_id.txt or in a split, but not in both", odd, partial=True)
+    absent = sorted(split_of.keys() - {*images["pid"]})
+    index.forbid("listed identities without images", absent, partial=True)
+
+    images["split"] = pd.Categorical(images["pid"].map(split_of), SPLITS, ordered=True)  # none if not available
+    images["modality"] = images["camid"].isin(INFRARED_CAMERAS).map({True: MODALITIES[1], False: MODALITIES[0]})
+    images = images.sort_values(["split", "camid", "pid", "number"], ignore_index=True)
+    manifest = images[images["split"].notna()]
+    index.manifest = manifest.rename(columns={"split": "split_1"})[["path", "pid", "camid", "modality", "split_1"]]
     if not mats:
         index.findings.append(
             "exp/rand_perm_cam.mat is missing; copy it from evaluation/data_split/ of the repository wuancong/SYSU-MM01"
         )
-    elif perms := read_rand_perm(index, root / mats[0]):
-        _check_perms(index, cells, perms)
-        _draw_galleries(index, cells, perms, ids["test"])
+    elif perms := read_rand_perm(index, mats[0]):
+        _check_perms(index, images, perms)
+        index.galleries = _draw_galleries(manifest[manifest["split"] == "test"], perms)
         if dataset.published:
-            _check_published(index, cells, perms, ids, split_of)
+            _check_published(index, images, perms, ids)
     return index
 
 
@@ -118,22 +117,20 @@ def draw_gallery(perm: Int[np.ndarray, " M"], numbers: Sequence[int], shots: int
 
 
 def read_rand_perm(index: Index, path: Path) -> dict[int, list[Int[np.ndarray, "10 M"]]]:
-    """rand_perm_cam.mat: by camera a list over identities 1, 2, ..; each row of a cell permutes 1..M. {} if refused.
+    """rand_perm_cam.mat: by camera a list over identities 1, 2, ...; each row of a cell permutes 1..M. {} if refused.
 
     The original is a MATLAB v5 file of uint8; an HDF5 (v7.3) copy is read with a warning.
     """
     try:
-        with path.open("rb") as stream:
-            hdf5 = b"\x89HDF\r\n\x1a\n" in stream.read(520)
-        cells = _load_hdf5(path) if hdf5 else _load_mat5(path)
+        hdf5 = h5py.is_hdf5(path)
+        cells = dict(enumerate(_load_hdf5(path) if hdf5 else _load_mat5(path), start=1))
         if len(cells) != len(CAMERAS):
             raise ValueError(f"{len(cells)} cameras")
         for cam, camera in cells.items():
-            for i, rows in enumerate(camera):
-                if rows.size == 0:
-                    camera[i] = np.zeros((TRIALS, 0), np.uint8)
-                elif len(rows) != TRIALS or (np.sort(rows, axis=1) != np.arange(1, rows.shape[1] + 1)).any():
-                    raise ValueError(f"camera {cam}, identity {i + 1}: not 10 permutations")
+            for pid, rows in enumerate(camera, start=1):
+                expected = np.arange(1, rows.shape[1] + 1)
+                if rows.size and (len(rows) != TRIALS or (np.sort(rows, axis=1) != expected).any()):
+                    raise ValueError(f"camera {cam}, identity {pid}: not 10 permutations")
     except Exception as error:  # scipy and h5py raise anything on damaged files
         reason = str(error) if isinstance(error, ValueError) else type(error).__name__
         index.findings.append(f"{path.name} is not the authors' file ({' '.join(reason.split())[:80]}); copy it again")
@@ -143,110 +140,84 @@ def read_rand_perm(index: Index, path: Path) -> dict[int, list[Int[np.ndarray, "
     return cells
 
 
-def _load_mat5(path: Path) -> dict[int, list[np.ndarray]]:
-    import scipy.io
-
-    outer = scipy.io.loadmat(path, variable_names=["rand_perm_cam"])["rand_perm_cam"].ravel()
-    return {cam: [np.asarray(cell) for cell in camera.ravel()] for cam, camera in enumerate(outer, start=1)}
+def _load_mat5(path: Path) -> list[list[np.ndarray]]:
+    outer = scipy.io.loadmat(path, variable_names=["rand_perm_cam"])["rand_perm_cam"]
+    return [list(camera.ravel()) for camera in outer.ravel()]
 
 
-def _load_hdf5(path: Path) -> dict[int, list[np.ndarray]]:
+def _load_hdf5(path: Path) -> list[list[np.ndarray]]:
     """Cell arrays are arrays of references, every axis is reversed, and an empty matrix stores its size."""
-    import h5py
-
-    def matrix(cell: Any) -> np.ndarray:
-        return np.zeros((TRIALS, 0), np.uint8) if cell.attrs.get("MATLAB_empty", 0) else cell[()].T
-
     with h5py.File(path, "r") as file:
-        outer = file["rand_perm_cam"][()].ravel()
-        return {
-            cam: [matrix(file[cell]) for cell in file[camera][()].ravel()] for cam, camera in enumerate(outer, start=1)
-        }
+
+        def matrix(cell: Any) -> np.ndarray:
+            empty = file[cell].attrs.get("MATLAB_empty", 0)
+            return np.zeros((TRIALS, 0), np.uint8) if empty else file[cell][()].T
+
+        return [[*map(matrix, file[camera][()].ravel())] for camera in file["rand_perm_cam"][()].ravel()]
 
 
-def _id_lists(index: Index, root: Path, lists: Mapping[str, str], published: bool) -> dict[str, list[int]]:
-    ids: dict[str, list[int]] = {name: [] for name in (*SPLITS, "available")}
-    for name in ids:
-        if name not in lists:
-            if name != "available" or published:
-                index.findings.append(f"exp/{name}_id.txt is missing; copy it from the archive")
-            continue
-        try:
-            words = re.split(r"[,\s]+", (root / lists[name]).read_bytes().decode("utf-8-sig"))
-        except (OSError, UnicodeDecodeError) as error:
-            index.findings.append(
-                f"exp/{name}_id.txt cannot be read ({type(error).__name__}); copy it from the archive"
-            )
-            continue
-        ids[name] = sorted({int(word) for word in words if re.fullmatch("[0-9]+", word)})
-        index.forbid(f"exp/{name}_id.txt: not a number", [word for word in words if not re.fullmatch("[0-9]*", word)])
-        if len(ids[name]) < sum(word != "" for word in words):
-            index.warnings.append(f"exp/{name}_id.txt names an identity twice")
-    shared = {pid for a, b in itertools.combinations(SPLITS, 2) for pid in set(ids[a]) & set(ids[b])}
-    index.forbid("identities in two of the lists train, val, test", sorted(shared))  # never excused: a leak
-    union = {pid for split in SPLITS for pid in ids[split]}
-    if "available" in lists:
-        odd = sorted(union ^ set(ids["available"]))
-        index.forbid("identities in available_id.txt or in a split, but not in both", odd, partial=True)
-    return ids
+def _read_list(index: Index, name: str, path: Path | None) -> set[int]:
+    if path is None:
+        index.findings.append(f"exp/{name}_id.txt is missing; copy it from the archive")
+        return set()
+    try:
+        words = re.findall(r"[^,\s]+", path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        index.findings.append(f"exp/{name}_id.txt cannot be read ({type(error).__name__}); copy it from the archive")
+        return set()
+    numbers = [word for word in words if re.fullmatch("[0-9]+", word)]
+    index.forbid(f"exp/{name}_id.txt: not a number", [word for word in words if word not in numbers])
+    return set(map(int, numbers))
 
 
-def _check_perms(index: Index, cells: Cells, perms: Mapping[int, Sequence[np.ndarray]]) -> None:
+def _check_perms(index: Index, images: pd.DataFrame, perms: Perms) -> None:
     """Every cell of rand_perm_cam against the images on disk."""
-    for cam in CAMERAS:
-        on_disk = {pid: len(images) for (c, pid), images in cells.items() if c == cam}
-        in_mat = {pid: rows.shape[1] for pid, rows in enumerate(perms[cam], start=1)}
-        odd = [pid for pid in sorted(in_mat.keys() | on_disk) if in_mat.get(pid, 0) != on_disk.get(pid, 0)]
-        found = [f"{pid:04d} ({on_disk.get(pid, 0)} of {in_mat.get(pid, 0)})" for pid in odd]
+    for cam, cells in perms.items():
+        on_disk = images.loc[images["camid"] == cam, "pid"].value_counts()
+        in_mat = pd.Series({pid: rows.shape[1] for pid, rows in enumerate(cells, start=1)}, dtype=int)
+        both = pd.DataFrame({"disk": on_disk, "mat": in_mat}).fillna(0).astype(int).query("disk != mat")
+        found = [f"{pid:04d} ({disk} of {mat})" for pid, disk, mat in both.itertuples()]
         index.forbid(f"camera {cam}: identities with other images than in rand_perm_cam.mat", found, partial=True)
-    gaps = sum(sorted(images) != list(range(1, len(images) + 1)) for images in cells.values())
-    if gaps:
+    numbers = images.groupby(["camid", "pid"])["number"].agg(["size", "max"])
+    if gaps := int((numbers["size"] != numbers["max"]).sum()):
         index.warnings.append(f"image numbers with gaps in {gaps} folders: rand_perm_cam counts images in order")
 
 
-def _draw_galleries(
-    index: Index, cells: Cells, perms: Mapping[int, Sequence[np.ndarray]], test_ids: Sequence[int]
-) -> None:
-    """Per trial the first 1 or 10 entries of its row for every test identity and gallery camera with images."""
-    row_of = {path: row for row, path in enumerate(index.manifest["path"])}
+def _draw_galleries(test: pd.DataFrame, perms: Perms) -> dict[str, Int[np.ndarray, "10 G"]]:
+    """Per trial the first 1 or 10 entries of its row for every test identity and gallery camera with images.
+
+    test: the test images, indexed by manifest row, by image number within a camera and identity.
+    """
+    galleries = {}
+    cells: list[Any] = [(*key, cell.index, [*cell["number"]]) for key, cell in test.groupby(["camid", "pid"])]
     for name, (cameras, shots) in GALLERIES.items():
         trials: list[list[int]] = [[] for _ in range(TRIALS)]
-        for cam in cameras:
-            for pid in test_ids:
-                if (cam, pid) not in cells or pid > len(perms[cam]):
-                    continue
-                numbers = sorted(cells[cam, pid])
-                paths = [cells[cam, pid][number] for number in numbers]
-                for trial, perm in zip(trials, perms[cam][pid - 1], strict=True):
-                    trial += [row_of[paths[i]] for i in draw_gallery(perm, numbers, shots) if paths[i] in row_of]
-        index.galleries[name] = np.sort(np.array(trials, dtype=np.int32).reshape(TRIALS, -1), axis=1)
+        for cam, pid, rows, numbers in cells:
+            if cam in cameras and pid <= len(perms[cam]):
+                for trial, perm in zip(trials, perms[cam][pid - 1], strict=False):  # an empty cell may have no row
+                    trial += [rows[i] for i in draw_gallery(perm, numbers, shots)]
+        galleries[name] = np.sort(np.array(trials, dtype=np.int32), axis=1)
+    return galleries
 
 
-def _check_published(
-    index: Index,
-    cells: Cells,
-    perms: Mapping[int, Sequence[np.ndarray]],
-    ids: Mapping[str, Sequence[int]],
-    split_of: Mapping[int, str],
-) -> None:
+def _check_published(index: Index, images: pd.DataFrame, perms: Perms, ids: Mapping[str, set[int]]) -> None:
     """Every published count; see PUBLISHED."""
     for name, expected in PUBLISHED["ids"].items():
         index.compare(f"{name} identities", expected, len(ids[name]))
-    outside = {pid for _, pid in cells} - set(split_of)
-    index.compare("identities with images, not available", PUBLISHED["not available"], len(outside))
+    outside = images.loc[images["split"].isna(), "pid"].nunique()
+    index.compare("identities with images, not available", PUBLISHED["not available"], outside)
     index.compare("cells of rand_perm_cam, cameras 1 to 6", PUBLISHED["cells"], tuple(len(perms[c]) for c in CAMERAS))
     for split in ("all", *SPLITS):
-        sizes = [
-            [len(images) for (c, pid), images in cells.items() if c == cam and split in ("all", split_of.get(pid))]
-            for cam in CAMERAS
-        ]
+        part = images if split == "all" else images[images["split"] == split]
+        found = part.groupby("camid")["pid"].agg(["nunique", "size"]).reindex(CAMERAS, fill_value=0)
         n_ids, n_images = PUBLISHED[split]
-        index.compare(f"{split}: identities, cameras 1 to 6", n_ids, tuple(map(len, sizes)))
-        index.compare(f"{split}: images, cameras 1 to 6", n_images, tuple(map(sum, sizes)))
+        index.compare(f"{split}: identities, cameras 1 to 6", n_ids, tuple(found["nunique"].tolist()))
+        index.compare(f"{split}: images, cameras 1 to 6", n_images, tuple(found["size"].tolist()))
     for name, expected in PUBLISHED["galleries"].items():
         index.compare(f"gallery {name}", expected, index.galleries[name].shape[1])
-    test = [(cam, pid, len(images)) for (cam, pid), images in cells.items() if split_of.get(pid) == "test"]
-    indoor = {cam: {pid for c, pid, _ in test if c in (1, 2) and (cam, c) != (3, 2)} for cam in INFRARED_CAMERAS}
-    matched = (sum(n for cam, pid, n in test if cam == query and pid in indoor[query]) for query in INFRARED_CAMERAS)
-    queries = sum(n for cam, _, n in test if cam in INFRARED_CAMERAS)
-    index.compare("queries; with indoor match from camera 3, 6", PUBLISHED["queries"], (queries, *matched))
+    test = images[images["split"] == "test"]
+    queries = [test.loc[test["camid"] == cam, "pid"] for cam in INFRARED_CAMERAS]
+    indoor = [test.loc[test["camid"].isin(cameras), "pid"] for cameras in ((1,), (1, 2))]  # 2 and 3: the same place
+    matched = [int(query.isin(pids).sum()) for query, pids in zip(queries, indoor, strict=True)]
+    n_queries = (sum(map(len, queries)), *matched)
+    index.compare("queries; with indoor match from camera 3, 6", PUBLISHED["queries"], n_queries)

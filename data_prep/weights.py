@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +22,11 @@ from data_prep.index import scan
 from data_prep.render.synthetic import render
 
 IMAGENET_FILE = "resnet50-0676ba61.pth"
+IMAGENET_URL = f"https://download.pytorch.org/models/{IMAGENET_FILE}"  # torchvision's IMAGENET1K_V1
 IMAGENET_SHA256 = "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a"
 PRETRAINING_ROOT = Path("data/raw/synth_pretrain")
 KEPT = Path("build/pretrained")
-_CODE = (  # what pretrained weights depend on besides numbers; the renderer's code is in the hash of the crops
-    *("data_prep/weights.py", "danet_core/backbone.py", "danet_core/model.py"),
-    *("danet_study/data.py", "danet_study/determinism.py"),
-)
+_CODE = ["data_prep/weights", "danet_core/backbone", "danet_core/model", "danet_study/data", "danet_study/determinism"]
 
 
 def make_weights(image: Image, recipe: Recipe, pretraining: Pretraining, out: Path, *, device: str = "auto") -> None:
@@ -49,13 +46,10 @@ def imagenet(recipe: Recipe, out: Path) -> None:
         raise StudyError(f"weights: imagenet needs resnet50 of width 64, found {recipe.backbone} of {recipe.width}")
     path = Path(torch.hub.get_dir()) / "checkpoints" / IMAGENET_FILE
     if not path.exists():
-        from torchvision.models import ResNet50_Weights  # here: importing it takes a second
-
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with atomic_path(path) as temporary:
-                torch.hub.download_url_to_file(ResNet50_Weights.IMAGENET1K_V1.url, str(temporary), progress=False)
-        except (OSError, StudyError) as error:  # URLError is an OSError
+            torch.hub.download_url_to_file(IMAGENET_URL, str(path), progress=False)  # to a temporary file first
+        except OSError as error:  # also URLError
             raise StudyError(
                 f"{IMAGENET_FILE} cannot be downloaded ({error}); put torchvision's file at {path}"
             ) from None
@@ -80,7 +74,7 @@ def rendered(image: Image, recipe: Recipe, pretraining: Pretraining, out: Path, 
             "pretraining": pretraining.model_dump(mode="json", exclude={"render"}),
             "image": image.model_dump(mode="json"),
             "network": [recipe.backbone, recipe.width, recipe.augment.model_dump(mode="json")],
-            "code": [sha256_file(Path(__file__).parent.parent / name) for name in _CODE],
+            "code": [sha256_file(Path(__file__).parents[1] / f"{name}.py") for name in _CODE],
             "torch": str(torch.__version__),
             "device": resolve_device(device).type,
         }
@@ -109,7 +103,7 @@ def _pretrain(
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, pretraining.lr, total_steps=pretraining.steps)
         order = np.random.default_rng(derived_seed(pretraining.seed, "pretraining batches"))
         generator = torch.Generator(target).manual_seed(derived_seed(pretraining.seed, "pretraining augmentation"))
-        losses, started = [], time.perf_counter()
+        losses = []
         for step in range(1, pretraining.steps + 1):
             rows = torch.from_numpy(order.choice(len(images), pretraining.batch_size, replace=False))
             batch = augment_batch(images[rows].to(target), recipe.augment, generator)
@@ -119,12 +113,11 @@ def _pretrain(
             optimizer.step()
             schedule.step()
             losses.append(loss.detach())
-            if step % max(1, pretraining.steps // 10) == 0 or step == pretraining.steps:
+            if step % 100 == 0 or step == pretraining.steps:
                 mean = torch.stack(losses).mean().item()
                 if not np.isfinite(mean):
                     raise StudyError(f"pretraining loss is {mean} at step {step}; lower pretraining.lr in params.yaml")
-                rate = step * pretraining.batch_size / (time.perf_counter() - started)
-                print(f"step {step:>5}/{pretraining.steps}  loss {mean:.3f}  {rate:,.0f} images/s", flush=True)
+                print(f"step {step:>5}/{pretraining.steps}  loss {mean:.3f}", flush=True)
                 losses.clear()
     return {name: tensor.cpu() for name, tensor in model.backbone.state_dict().items()}
 

@@ -60,7 +60,7 @@ def refused(dataset: Dataset, *words: str, ids_per_batch: int = 2) -> str:
     text = str(caught.value)
     assert all(word in text for word in words), text
     assert len(text.splitlines()) <= 12
-    assert all(path.name.endswith(".lock") for path in (dataset.root.parent / "prepared").iterdir())
+    assert not list((dataset.root.parent / "prepared").glob("*"))
     return text
 
 
@@ -156,8 +156,6 @@ def test_what_is_stored_with_the_manifest(sysu: Dataset) -> None:
     about = read_json(sysu.root.parent / "prepared" / "sysu" / "inventory.json")
     assert (about["dataset"], about["protocol"], about["partial"]) == ("sysu", "sysu_mm01", False)
     assert about["counts"]["1"]["train"] == {"identities": 4, "visible": 32, "infrared": 16}
-    table = indexing.counts_by_camera(indexing.read(sysu).manifest)
-    assert table.loc[("val", 3, "infrared")].tolist() == [2, 6]
 
 
 # ---------------------------------------------------------------- accepted
@@ -411,25 +409,10 @@ CORRUPT = {  # (layout, refused also with allow_partial): change, words
     "regdb named twice": ("regdb", True, edit("idx/train_visible_2.txt", lambda t: t + t.split("\n")[0]), ["twice"]),
     "regdb leak": ("regdb", True, leak, ["trial 4", "train and test"]),
     "regdb leak by other images": ("regdb", True, leak_by_other_images, ["two splits"]),
-    "regdb missing image": (
-        "regdb",
-        False,
-        remove(trees.regdb_file("Thermal", 3, 1)),
-        ["3 (2)", "_t_00001_3"],
-    ),
+    "regdb missing image": ("regdb", False, remove(trees.regdb_file("Thermal", 3, 1)), ["3 (2)", "_t_00001_3"]),
     "regdb unnamed image": ("regdb", False, line(lambda _: ""), ["neither train nor test"]),
-    "regdb empty folder": (
-        "regdb",
-        True,
-        remove(f"Thermal/{first}"),
-        ["one mod"],
-    ),
-    "regdb misplaced": (
-        "regdb",
-        True,
-        lambda r: shutil.move(r / FOLDER(3, 1, 3), r / "Visible/4"),
-        ["another"],
-    ),
+    "regdb empty folder": ("regdb", True, remove(f"Thermal/{first}"), ["one mod"]),
+    "regdb misplaced": ("regdb", True, lambda r: shutil.move(r / FOLDER(3, 1, 3), r / "Visible/4"), ["another"]),
     "regdb empty image": ("regdb", True, put(trees.regdb_file("Visible", 3, 1), b""), ["0 bytes"]),
     "regdb swapped": ("regdb", True, swap_modalities, ["without training image"]),
     "regdb not utf-8": (
@@ -629,7 +612,6 @@ def test_a_users_own_reader_is_found_by_its_import_path(mine: Dataset) -> None:
         "my_package.nothing",
         "no_such_package.read",
         "nonsense",
-        "data_prep.regdb.IMAGE",
     ],
 )
 def test_a_reader_that_is_none_is_named(mine: Dataset, layout: str) -> None:
@@ -658,15 +640,3 @@ def test_a_folder_that_may_not_be_listed_is_named(sysu: Dataset, monkeypatch: py
     monkeypatch.setattr(indexing.os, "scandir", refuse)
     with pytest.raises(StudyError, match="0005"):
         indexing.read(sysu)
-
-
-def test_scanning_a_published_set_takes_less_than_two_seconds(tmp_path: Path) -> None:
-    import time
-
-    for pid in range(30):
-        (tmp_path / str(pid)).mkdir()
-        for number in range(100):
-            (tmp_path / str(pid) / f"{number}.jpg").touch()
-    started = time.perf_counter()
-    assert len(indexing.scan(tmp_path)) == 3000
-    assert (time.perf_counter() - started) * 45_000 / 3_000 < 10  # 0.4 s on an idle machine

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,9 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
+from torchvision.models import ResNet50_Weights
 
+from danet_core.model import DANet
 from danet_study.config import Dataset, load_study
 from danet_study.files import StudyError, read_json
 from danet_study.store import PackedStore
@@ -43,6 +47,10 @@ def packed(dataset: Dataset, workers: int = 1) -> PackedStore:
     return PackedStore.open(folder / "packed" / dataset.name)
 
 
+def nothing_packed(dataset: Dataset) -> bool:
+    return [path.name for path in (dataset.root.parent / "packed").iterdir()] == [".mine.lock"]
+
+
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -63,8 +71,7 @@ def test_a_store_holds_every_image_as_pillow_resizes_it(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "packed").iterdir()) == [".mine.lock", "mine"]
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_workers(regdb: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.pack.CHUNK", 3)
+def test_the_bytes_do_not_depend_on_the_number_of_workers(regdb: Dataset) -> None:
     one = content(packed(regdb).root)
     assert content(packed(regdb, workers=2).root) == one
 
@@ -77,7 +84,7 @@ def test_undecodable_images_are_named_and_nothing_is_left(regdb: Dataset) -> Non
     with pytest.raises(StudyError) as caught:
         packed(regdb)
     assert all(path in str(caught.value) for path in paths)
-    assert [path.name for path in (regdb.root.parent / "packed").iterdir()] == [".mine.lock"]
+    assert nothing_packed(regdb)
 
 
 def test_a_failed_pack_keeps_the_older_store(regdb: Dataset) -> None:
@@ -107,7 +114,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(regdb: Dataset, monkeypa
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(StudyError, match="No space left"):
         packed(regdb)
-    assert [path.name for path in (regdb.root.parent / "packed").iterdir()] == [".mine.lock"]
+    assert nothing_packed(regdb)
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
@@ -149,9 +156,6 @@ def test_16_bit_images_are_scaled_by_the_range_of_their_modality(regdb: Dataset)
 
 
 def test_16_bits_per_color_are_refused(tmp_path: Path) -> None:
-    import struct
-    import zlib
-
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -182,7 +186,7 @@ def quit_at_3(job: int) -> int:
 
 def test_a_worker_that_dies_is_one_sentence() -> None:
     with pytest.raises(StudyError, match="worker"):
-        list(parallel(quit_at_3, range(8), 2, chunksize=1))
+        list(parallel(quit_at_3, range(8), 2))
 
 
 PARENTS = {
@@ -190,7 +194,7 @@ PARENTS = {
 import time
 from data_prep.parallel import parallel
 if __name__ == "__main__":
-    for _ in parallel(time.sleep, [0.01] * 100_000, 2, chunksize=10):
+    for _ in parallel(time.sleep, [0.01] * 100_000, 2):
         print("busy", flush=True)
 """,
     "before the worker watches": """
@@ -253,8 +257,6 @@ def test_pretraining_twice_gives_the_same_bytes_and_data_sets_share_one(tiny, tm
         path.unlink()
     weights.make_weights(*tiny, tmp_path / "c.safetensors", device="cpu")
     assert (tmp_path / "c.safetensors").read_bytes() == first
-    from danet_core.model import DANet
-
     DANet(5, tiny[1].backbone, tmp_path / "a.safetensors", width=4)
 
 
@@ -304,8 +306,9 @@ def test_imagenet_weights_are_refused_for_another_network(tmp_path: Path) -> Non
         weights.imagenet(imagenet_recipe().model_copy(update={"width": 32}), tmp_path / "a.safetensors")
 
 
-def test_the_pinned_hash_is_the_one_in_the_file_name() -> None:
-    assert f"resnet50-{weights.IMAGENET_SHA256[:8]}.pth" == weights.IMAGENET_FILE
+def test_the_pinned_file_is_torchvisions() -> None:
+    assert ResNet50_Weights.IMAGENET1K_V1.url == weights.IMAGENET_URL
+    assert weights.IMAGENET_SHA256[:8] in weights.IMAGENET_FILE
 
 
 # ---------------------------------------------------------------- command line
@@ -326,11 +329,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_check_prepare_pack_and_verify_a_rendered_set(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "synth_regdb"]) == 0
-    path = project / "build" / "inventory" / "synth_regdb.json"
-    before = path.read_bytes()
+def test_a_rendered_set_is_prepared_packed_and_verified_without_check(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "synth_regdb"]) == 1  # only photographs have an inventory
+    assert not (project / "data").exists()
     assert main(["prepare", "synth_regdb"]) == main(["pack", "synth_regdb", "--workers", "1"]) == 0
+    assert not (project / "data/inventory").exists()
+    path = project / "data/prepared/synth_regdb/inventory.json"
+    before = path.read_bytes()
     store = PackedStore.open("data/packed/synth_regdb")
     assert store.meta["synthetic"] and len(store.images) == 80
     assert main(["verify", "synth_regdb", "--deep", "--workers", "1"]) == 0
@@ -338,8 +345,16 @@ def test_check_prepare_pack_and_verify_a_rendered_set(project: Path, capsys: pyt
     image = next(project.glob("data/raw/synth_regdb/Visible/1/*.bmp"))
     pixels = image.read_bytes()
     image.write_bytes(pixels[::-1])
-    assert main(["check", "synth_regdb"]) == 0  # an edited image is rendered again
+    assert main(["prepare", "synth_regdb"]) == 0  # an edited image is rendered again
     assert (image.read_bytes(), path.read_bytes()) == (pixels, before)
+
+
+def test_check_writes_the_inventory_of_photographs_where_dvc_expects_it(project: Path, monkeypatch) -> None:
+    monkeypatch.setenv("REGDB_ROOT", str(trees.write_regdb(project / "photographs", REGDB)))
+    assert main(["check", "regdb"]) == 0
+    stage = YAML().load((ROOT / "dvc.yaml").read_text())["stages"]["check"]
+    assert [*stage["outs"][0]] == ["data/inventory/${item.dataset}.json"]
+    assert read_json(project / "data/inventory/regdb.json")["files"] == 56
 
 
 @pytest.mark.parametrize("command", ["check", "prepare", "pack", "verify"])
@@ -376,11 +391,11 @@ def test_wrong_usage_and_unknown_names(project: Path, capsys: pytest.CaptureFixt
 def test_preparing_and_packing_load_no_torch(project: Path) -> None:
     code = (
         "import sys\nfrom data_prep.__main__ import main\n"
-        "assert not any(main([c, 'synth_regdb']) for c in ('check', 'prepare', 'pack'))\n"
+        "assert not any(main([c, 'synth_regdb']) for c in ('prepare', 'pack'))\n"
         "assert 'torch' not in sys.modules"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    main(["check", "synth_regdb"])
+    main(["prepare", "synth_regdb"])
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert read_json(project / "data/packed/synth_regdb/meta.json")["n"] == 80

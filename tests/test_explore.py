@@ -30,14 +30,11 @@ def exploration(project):
 
 @pytest.fixture
 def explorer(project):
-    made = Explorer(STUDY, project, split="synth_sysu-1", variants=["baseline", "b_ml_cc"])
-    yield made
-    made.preparing.join()
+    return Explorer(STUDY, project, split="synth_sysu-1", variants=["baseline", "b_ml_cc"])
 
 
 def shown(explorer):
-    names = ("table", "distances", "plane", "gap", "galleries")
-    return {name: getattr(explorer, name).value for name in names}
+    return {name: panel.value for name, panel in explorer.panels.items()}
 
 
 def changed(explorer, before):
@@ -133,7 +130,7 @@ def test_the_table_has_the_distances_of_the_chosen_feature_over_common_bins(expl
 @pytest.mark.parametrize("color", ["modality", "identity"])
 def test_every_figure_is_available_without_controls_and_says_synthetic(exploration, color):
     made = exploration.figures(exploration.choose("synth_sysu-1", variants=["b_cc"], color=color))
-    assert set(made) == {"distances", "plane", "gap", "ranked_b_cc"}
+    assert set(made) == {"distances", "plane", "gap", "ranked"}
     assert all(figures.SYNTHETIC in figure._suptitle.get_text() for figure in made.values())
 
 
@@ -165,19 +162,22 @@ def test_damaged_features_and_features_of_other_images_are_refused(project, tmp_
 
 def test_the_first_look_shows_every_panel(explorer):
     first = shown(explorer)
-    assert all(bytes(first[name]).startswith(b"\x89PNG") for name in ("distances", "plane", "gap"))
-    assert "overlap" in first["table"] and first["galleries"].count("<figure") == 2 * (1 + 10 + explore.IGNORED_SHOWN)
+    assert all(bytes(first[name]).startswith(b"\x89PNG") for name in ("distances", "plane", "gap", "ranked"))
+    assert "overlap" in first["table"]
+    ranked = explorer.figures()["ranked"].axes[0]
+    assert len(ranked.images) == 2 * (1 + 10 + explore.IGNORED_SHOWN)
+    assert sum(patch.get_linestyle() == "--" for patch in ranked.patches) == 2 * explore.IGNORED_SHOWN
     assert figures.SYNTHETIC in explorer.status.value
 
 
 def test_a_control_redraws_what_it_changes_and_nothing_else(explorer):
     for control, value, expected in (
-        ("metric", "euclidean", {"table", "distances", "plane", "galleries"}),
-        ("feature", "before_bn", {"table", "distances", "plane", "gap", "galleries"}),
+        ("metric", "euclidean", {"table", "distances", "plane", "ranked"}),
+        ("feature", "before_bn", {"table", "distances", "plane", "gap", "ranked"}),
         ("color", "identity", {"plane"}),
-        ("pid", 8, {"plane", "gap", "galleries"}),
-        ("setting", "indoor_multi", {"galleries"}),
-        ("top", 5, {"galleries"}),
+        ("pid", 8, {"plane", "gap", "ranked"}),
+        ("setting", "indoor_multi", {"ranked"}),
+        ("top", 5, {"ranked"}),
         ("color", "modality", {"plane"}),
     ):
         before = shown(explorer)
@@ -187,22 +187,14 @@ def test_a_control_redraws_what_it_changes_and_nothing_else(explorer):
     queries = [row for _, row in explorer.controls["query"].options]
     before = shown(explorer)
     explorer.controls["query"].value = queries[1]
-    assert changed(explorer, before) == {"galleries"} and explorer.choice.query == queries[1]
-
-
-def test_a_figure_that_keeps_the_layout_of_an_earlier_one_is_drawn_like_it(explorer):
-    found = explorer.exploration
-    for make in (found.distances_figure, found.plane_figure, found.gap_figure):
-        explorer._positions.clear()
-        first = explorer._png(make, explorer.choice)
-        assert explorer._positions and explorer._png(make, explorer.choice) == first
+    assert changed(explorer, before) == {"ranked"} and explorer.choice.query == queries[1]
 
 
 def test_a_variant_is_added_and_all_removed_is_an_error_that_another_tick_mends(explorer):
     before = shown(explorer)
     explorer.ticks["b_cc"].value = True
     assert changed(explorer, before) == set(before)
-    assert LABELS["b_cc"].replace(" ", "\u00a0") in explorer.table.value
+    assert LABELS["b_cc"] in explorer.panels["table"].value
     for tick in explorer.ticks.values():
         tick.value = False
     assert "tick" in explorer.status.value
@@ -219,16 +211,6 @@ def test_another_split_has_its_own_runs_and_settings(explorer):
     assert [seed for _, seed in explorer.controls["seed"].options] == [0, 1]
 
 
-def test_everything_of_a_split_is_computed_in_the_background(explorer, monkeypatch):
-    explorer.preparing.join()
-    monkeypatch.setattr(analysis, "distance_distributions", None)
-    monkeypatch.setattr(analysis, "principal_plane", None)
-    for name, value in (("metric", "euclidean"), ("feature", "before_bn"), ("metric", "cosine")):
-        explorer.controls[name].value = value
-    explorer.ticks["b_cc"].value = True
-    assert figures.SYNTHETIC in explorer.status.value
-
-
 def test_a_damaged_run_is_reported_when_chosen(project, tmp_path):
     copy = shutil.copytree(project, tmp_path / "copy")
     (copy / "runs/synth_sysu-1-b_cc-0/features.npz").write_bytes(b"PK\x03\x04 broken")
@@ -237,7 +219,6 @@ def test_a_damaged_run_is_reported_when_chosen(project, tmp_path):
     assert "damaged" in explorer.status.value
     explorer.ticks["b_cc"].value = False
     assert figures.SYNTHETIC in explorer.status.value
-    explorer.preparing.join()
 
 
 def test_without_a_run_the_explorer_says_what_to_do(project, tmp_path):
@@ -249,8 +230,7 @@ def test_without_a_run_the_explorer_says_what_to_do(project, tmp_path):
 
 def test_notebook_06_writes_every_figure(project, tmp_path, monkeypatch):
     monkeypatch.chdir(project)
-    values = run_notebook("06_explore_distances", params=str(ROOT / "params.yaml"), out=str(tmp_path / "out"))
-    stems = ("distances", "plane", "gap", "ranked_baseline", "ranked_b_ml_cc")
+    run_notebook("06_explore_distances", params=str(ROOT / "params.yaml"), out=str(tmp_path / "out"))
+    stems = ("distances", "plane", "gap", "ranked")
     written = {path.name for path in Path(tmp_path / "out").iterdir()}
     assert written == {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "pdf")}
-    values["explorer"].preparing.join()

@@ -125,6 +125,13 @@ def test_a_run_killed_with_sigkill_after_a_random_epoch_ends_with_the_same_model
     assert bytes_of(config, "killed") == bytes_of(config, "whole"), f"killed after epoch {epoch}"
 
 
+class Mischief:
+    """A pickle that would run a command."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("mischief"),)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "changed byte", "no checkpoint", "pickle", "weights only"])
 def test_a_damaged_checkpoint_is_refused_and_kept(here, damage):
     config = small_run()
@@ -135,15 +142,16 @@ def test_a_damaged_checkpoint_is_refused_and_kept(here, damage):
     if damage == "truncated":
         path.write_bytes(content[: len(content) // 2])
     elif damage == "changed byte":
-        path.write_bytes(content[:90000] + bytes([content[90000] ^ 1]) + content[90001:])
+        weight = torch.load(path, weights_only=True)["model"]["neck.weight"].numpy().tobytes()
+        path.write_bytes(content.replace(weight, bytes([weight[0] ^ 1]) + weight[1:]))
     elif damage == "weights only":
         torch.save({"weight": torch.zeros(3)}, path)
     else:
-        torch.save(Path("x"), path) if damage == "pickle" else path.write_bytes(b"no checkpoint")
+        torch.save(Mischief(), path) if damage == "pickle" else path.write_bytes(b"no checkpoint")
     kept = path.read_bytes()
     with pytest.raises(StudyError, match=config.name):
         silent(config)
-    assert path.read_bytes() == kept and not (Path("runs") / config.name).exists()
+    assert path.read_bytes() == kept and not (Path("runs") / config.name).exists() and not Path("mischief").exists()
 
 
 @pytest.mark.parametrize("difference", ["config", "data", "weights", "code"])
@@ -239,17 +247,18 @@ def test_the_learning_rate_falls_at_the_milestones_and_the_record_says_what_was_
     assert (record["run"], record["trial"], record["variant"]) == ("synth_sysu-1-b_cc-0", 1, "b_cc")
 
 
-def test_training_reads_no_image_of_another_split(here, monkeypatch):
+def test_training_reads_images_of_its_splits_only_and_others_in_each_epoch(here, monkeypatch):
     seen = []
     real = TrainingImages.batches
 
     def spy(self, positions):
-        seen.extend(self.rows[positions].ravel())
+        seen.append(self.rows[positions])
         return real(self, positions)
 
     monkeypatch.setattr(TrainingImages, "batches", spy)
     silent(small_run())
-    assert set(seen) <= set(PackedStore.open("data/packed/synth_sysu").rows("train"))
+    assert len({rows.tobytes() for rows in seen}) == 3
+    assert set(np.concatenate(seen).ravel()) <= set(PackedStore.open("data/packed/synth_sysu").rows("train"))
 
 
 def test_a_finished_run_is_loaded_in_evaluation_mode_and_only_as_what_it_is(here):
@@ -259,6 +268,9 @@ def test_a_finished_run_is_loaded_in_evaluation_mode_and_only_as_what_it_is(here
     model, record = load_run(folder, config)
     assert not any(module.training for module in model.modules()) and record["run"] == config.name
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in load_file(folder / MODEL).items())
+    with deterministic(derived_seed(0, "initial weights")):
+        first = build_model(config.resolved(), 6, None)
+    assert not torch.equal(first.teachers[0].weight, model.teachers[0].weight)  # they were updated
     with pytest.raises(StudyError, match="lr"):
         load_run(folder, small_run("teacher_ema", lr=0.5))
     with pytest.raises(StudyError):

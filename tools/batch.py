@@ -143,8 +143,9 @@ def run_all(options: argparse.Namespace) -> Batch:
         import ray
 
         ray.init(address=options.ray, logging_level="error")
-        gpus, ray_gpus = [], options.gpus_per_run
-        jobs = jobs or round(ray.cluster_resources()["CPU"])
+        found = ray.cluster_resources()
+        gpus, ray_gpus = [], 1.0 if found.get("GPU") else 0.0
+        jobs = jobs or round(found.get("GPU") or found["CPU"])
     remove_stale_lock()
     batch = Batch(Pipeline(options.stages), jobs or cores(), gpus, ray_gpus)
     console = Console(highlight=False, markup=False)
@@ -170,7 +171,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("stages", nargs="*", metavar="STAGE", help="tables, evaluate@<run>, ..; default: all")
     parser.add_argument("--jobs", type=int, metavar="N", help=f"stages at once; default: one per core, {cores()}")
     parser.add_argument("--ray", nargs="?", const="auto", metavar="ADDRESS", help="use a Ray cluster")
-    parser.add_argument("--gpus-per-run", type=float, default=0, metavar="N", help="GPUs that Ray reserves for a run")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

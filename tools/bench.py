@@ -81,7 +81,7 @@ def step_rows(config: RunConfig, repeats: int) -> list[Row]:
         weighted_sum(output, labels, modalities, config.losses)["total"].backward(inputs=[output.feat, output.feat_bn])
         return time.perf_counter() - started
 
-    tasks = {
+    tasks: dict[str, Callable[[], object]] = {
         "bare": bare,
         "step": lambda: train_step(models[1], optimizers[1], scaler, batch, config, generator),
     }

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from ruamel.yaml import YAML
 from tabulate import tabulate
 
 from danet_study.config import Study, load_study
 from danet_study.files import atomic_write_text
 from danet_study.results import METRICS, NOT_RUN, load_results, score
 
-BEGIN, END = "<!-- results: make readme -->\n", "<!-- end of results -->\n"
+BEGIN, END = "<!-- results: make published -->\n", "<!-- end of results -->\n"
 
 
 def table(study: Study, results: Path = Path("results")) -> str:
@@ -33,14 +34,16 @@ def table(study: Study, results: Path = Path("results")) -> str:
 
 
 def main() -> None:
-    """Replace the block between the two markers; `--check` only compares."""
+    """Replace the block between the two markers; `--check` only compares. The seeds are those of published.yaml."""
     readme = Path("README.md")
     text = readme.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    updated = f"{before}{BEGIN}\n{table(load_study())}\n\n{END}{after}"
+    study = load_study()
+    plan = study.plan.model_copy(update=YAML(typ="safe").load(Path("published.yaml"))["study"])
+    updated = f"{before}{BEGIN}\n{table(study.model_copy(update={'study': plan}))}\n\n{END}{after}"
     if "--check" in sys.argv:
-        sys.exit(0 if updated == text else "README.md: its table is not that of results/; run `make readme`")
+        sys.exit(0 if updated == text else "README.md: its table is not that of results/records; run `make published`")
     atomic_write_text(readme, updated)
 
 

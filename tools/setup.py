@@ -13,12 +13,13 @@ from pathlib import Path
 
 import psutil
 
+NBSTRIPOUT = "--keep-id --extra-keys 'metadata.language_info cell.metadata.execution'"
 NO_SCM = "[core]\n    no_scm = true\n"
 
 
 def set_filter(root: Path) -> None:
     """One program and no shell syntax: DVC's git library starts the filter without a shell."""
-    strip = f'"{Path(sys.executable).as_posix()}" -m nbstripout'
+    strip = f'"{Path(sys.executable).as_posix()}" -m nbstripout {NBSTRIPOUT}'
     settings = {"filter.nbstripout.clean": strip, "filter.nbstripout.smudge": "cat"}
     for key, value in {**settings, "diff.ipynb.textconv": f"{strip} -t"}.items():
         subprocess.run(["git", "-C", str(root), "config", key, value], check=False)

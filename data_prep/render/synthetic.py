@@ -13,26 +13,18 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from danet_study.files import (
-    StudyError,
-    atomic_write_json,
-    exclusive,
-    read_json,
-    replace_folder,
-    sha256_file,
-    sha256_json,
-)
+from danet_study.files import StudyError, atomic_write_json, read_json, sha256_file, sha256_json
+from data_prep.folders import new_folder
 from data_prep.parallel import parallel
-from data_prep.render.pedestrian import Camera, Nuisance, draw, sample_camera, sample_nuisance
+from data_prep.render.pedestrian import Camera, Nuisance, Spectrum, draw, sample_camera, sample_nuisance
 from data_prep.render.people import Identity, sample_identity
 
 TRIALS = 10  # random galleries of SYSU-MM01, random splits of RegDB
@@ -45,16 +37,14 @@ Job = tuple[Any, ...]  # (function, arguments), picklable; the function writes f
 Count = Annotated[int, Field(ge=1, le=255)]  # rand_perm_cam holds uint8
 
 
-class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    seed: int
-
-
-class _Images(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Images(BaseModel, extra="forbid"):
     train: Count
     val: Count
     test: Count
+
+
+class _Spec(BaseModel, extra="forbid"):
+    seed: int
 
 
 class RenderSysu(_Spec):
@@ -99,28 +89,21 @@ def render(root: Path, layout: str, spec: dict[str, Any], *, workers: int | None
         key = ".".join(map(str, error.errors()[0]["loc"]))
         raise StudyError(f"params.yaml: render.{key} of {root.name}: {error.errors()[0]['msg']}") from None
     fingerprint = sha256_json({"layout": layout, "code": _code(), "spec": checked.model_dump()})
-    with exclusive(root.with_name(f".{root.name}.lock"), str(root)):
-        if (record := _existing(root, fingerprint)) is not None:
-            return record
-        partial = root.with_name(f".{root.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            jobs, counts = plan(partial, checked)
-            for _ in parallel(_run, jobs, workers):
-                pass
-            files, content = _content(partial)
-            record = {
-                "layout": layout,
-                "fingerprint": fingerprint,
-                "spec": checked.model_dump(),
-                "counts": counts | {"files": files},
-                "content_sha256": content,
-            }
-            atomic_write_json(partial / "render.json", record)
-            replace_folder(partial, root)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    if (record := _existing(root, fingerprint)) is not None:
+        return record
+    with new_folder(root) as folder:
+        jobs, counts = plan(folder, checked)
+        for _ in parallel(_run, jobs, workers):
+            pass
+        files, content = _content(folder)
+        record = {
+            "layout": layout,
+            "fingerprint": fingerprint,
+            "spec": checked.model_dump(),
+            "counts": counts | {"files": files},
+            "content_sha256": content,
+        }
+        atomic_write_json(folder / "render.json", record)
     return record
 
 
@@ -162,52 +145,28 @@ def _run(job: Job) -> None:
     job[0](*job[1:])
 
 
+def _save_crop(
+    path: Path, who: Identity, camera: Camera, height: int, rng: np.random.Generator, spectrum: Spectrum
+) -> None:
+    """Draw a JPEG of about `height` pixels, and half as wide."""
+    high = round(height * rng.uniform(0.82, 1.2))
+    nuisance = sample_nuisance(rng, camera, high, round(high * rng.uniform(0.42, 0.52)))
+    Image.fromarray(draw(who, nuisance, spectrum)).save(path, quality=camera.quality)
+
+
 # SYSU-MM01's layout
 
 
 def _sysu_cameras(seed: int) -> dict[int, Camera]:
-    places = [int(p) for p in _rng(seed, _SYSU, _SCENES).integers(2**31, size=5)]
-    return {
-        1: Camera(
-            "room", places[0], 2.7, tint=(1.06, 1.0, 0.9), gain=1.0, contrast=1.05, noise=0.012, blur=0.3, quality=92
-        ),
-        2: Camera(
-            "office",
-            places[1],
-            2.3,
-            tint=(0.95, 1.0, 1.04),
-            gain=0.88,
-            contrast=0.95,
-            noise=0.016,
-            blur=0.45,
-            quality=85,
-        ),
-        3: Camera("office", places[1], 2.3, gain=1.0, contrast=1.05, noise=0.014, blur=0.35, quality=85),
-        4: Camera(
-            "gate",
-            places[2],
-            3.1,
-            tint=(1.02, 1.0, 0.97),
-            gain=1.15,
-            contrast=1.15,
-            noise=0.01,
-            blur=0.35,
-            quality=90,
-            outdoor=True,
-        ),
-        5: Camera(
-            "garden",
-            places[3],
-            1.8,
-            tint=(0.98, 1.02, 0.95),
-            gain=0.95,
-            contrast=0.9,
-            noise=0.014,
-            blur=0.5,
-            quality=80,
-            outdoor=True,
-        ),
-        6: Camera("passage", places[4], 2.6, gain=0.9, contrast=1.0, noise=0.018, blur=0.45, quality=78, outdoor=True),
+    room, office, gate, garden, passage = map(int, _rng(seed, _SYSU, _SCENES).integers(2**31, size=5))
+    white = (1.0, 1.0, 1.0)
+    return {  # eye, tint, gain, contrast, noise, blur, quality, outdoor
+        1: Camera("room", room, 2.7, (1.06, 1.0, 0.9), 1.0, 1.05, 0.012, 0.3, 92),
+        2: Camera("office", office, 2.3, (0.95, 1.0, 1.04), 0.88, 0.95, 0.016, 0.45, 85),
+        3: Camera("office", office, 2.3, white, 1.0, 1.05, 0.014, 0.35, 85),
+        4: Camera("gate", gate, 3.1, (1.02, 1.0, 0.97), 1.15, 1.15, 0.01, 0.35, 90, True),
+        5: Camera("garden", garden, 1.8, (0.98, 1.02, 0.95), 0.95, 0.9, 0.014, 0.5, 80, True),
+        6: Camera("passage", passage, 2.6, white, 0.9, 1.0, 0.018, 0.45, 78, True),
     }
 
 
@@ -216,11 +175,8 @@ def _sysu_cells(spec: RenderSysu) -> tuple[dict[str, list[int]], dict[tuple[int,
     rng = _rng(spec.seed, _SYSU, _LAYOUT)
     total = spec.train_ids + spec.val_ids + spec.test_ids
     numbers = rng.permutation(total + math.ceil(total / 12))[:total] + 1  # gaps: folders of the original have them too
-    ends = np.cumsum([spec.train_ids, spec.val_ids])
-    splits = {
-        name: sorted(int(i) for i in part)
-        for name, part in zip(("train", "val", "test"), np.split(numbers, ends), strict=True)
-    }
+    parts = np.split(numbers, np.cumsum([spec.train_ids, spec.val_ids]))
+    splits = {name: sorted(part.tolist()) for name, part in zip(("train", "val", "test"), parts, strict=True)}
     cells = {
         (pid, camera): name
         for name, pids in splits.items()
@@ -231,7 +187,7 @@ def _sysu_cells(spec: RenderSysu) -> tuple[dict[str, list[int]], dict[tuple[int,
     outdoors = round(2 * spec.absent * spec.test_ids)  # test identities never seen indoors in the light
     if spec.absent > 0 and spec.test_ids > 1 and quota >= 2:
         outdoors = max(1, outdoors)
-    for pid in sorted(int(i) for i in rng.permutation(splits["test"])[: min(outdoors, quota // 2)]):
+    for pid in rng.permutation(splits["test"])[: min(outdoors, quota // 2)].tolist():
         del cells[pid, 1], cells[pid, 2]
         quota -= 2
     order = sorted(cells)
@@ -239,8 +195,8 @@ def _sysu_cells(spec: RenderSysu) -> tuple[dict[str, list[int]], dict[tuple[int,
         if quota <= 0:
             break
         pid, camera = order[k]
-        group = _VISIBLE_CAMERAS if camera in _VISIBLE_CAMERAS else _INFRARED_CAMERAS
-        if sum((pid, other) in cells for other in group) > 1:
+        same_modality = _INFRARED_CAMERAS if camera in _INFRARED_CAMERAS else _VISIBLE_CAMERAS
+        if sum((pid, other) in cells for other in same_modality) > 1:
             del cells[pid, camera]
             quota -= 1
     return splits, cells
@@ -249,37 +205,25 @@ def _sysu_cells(spec: RenderSysu) -> tuple[dict[str, list[int]], dict[tuple[int,
 def _plan_sysu(root: Path, spec: RenderSysu) -> tuple[list[Job], dict[str, Any]]:
     splits, cells = _sysu_cells(spec)
     cameras = _sysu_cameras(spec.seed)
-    wanted = spec.images.model_dump()
-    jobs = [
-        (_draw_sysu_cell, root, spec, pid, camid, cameras[camid], wanted[split])
-        for (pid, camid), split in sorted(cells.items())
-    ]
-    _write_sysu_lists(root, spec.seed, splits, {cell: wanted[split] for cell, split in cells.items()})
-    counts = {
+    sizes = {cell: getattr(spec.images, split) for cell, split in sorted(cells.items())}
+    jobs = [(_draw_sysu_cell, root, spec, pid, camid, cameras[camid], n) for (pid, camid), n in sizes.items()]
+    _write_sysu_lists(root, spec.seed, splits, sizes)
+    by_camera = {c: [n for (_, camid), n in sizes.items() if camid == c] for c in cameras}
+    return jobs, {
         "ids": {name: len(pids) for name, pids in splits.items()},
-        "images": {name: sum(wanted[s] for s in cells.values() if s == name) for name in splits},
-        "cameras": {
-            str(c): {
-                "ids": sum(camera == c for _, camera in cells),
-                "images": sum(wanted[s] for (_, camera), s in cells.items() if camera == c),
-            }
-            for c in range(1, 7)
-        },
+        "images": {name: sum(n for cell, n in sizes.items() if cells[cell] == name) for name in splits},
+        "cameras": {str(c): {"ids": len(some), "images": sum(some)} for c, some in by_camera.items()},
     }
-    return jobs, counts
 
 
 def _draw_sysu_cell(root: Path, spec: RenderSysu, pid: int, camid: int, camera: Camera, count: int) -> None:
     who = _identity(spec.seed, _SYSU, pid, spec.near_infrared_follows)
+    spectrum: Spectrum = "near_infrared" if camid in _INFRARED_CAMERAS else "visible"
     folder = root / f"cam{camid}" / f"{pid:04d}"
     folder.mkdir(parents=True)
     for number in range(1, count + 1):
         rng = _rng(spec.seed, _SYSU, _IMAGE, pid, camid, number)
-        high = round(spec.height * rng.uniform(0.82, 1.2))
-        wide = round(high * rng.uniform(0.42, 0.52))
-        nuisance = sample_nuisance(rng, camera, high, wide)
-        crop = draw(who, nuisance, "near_infrared" if camid in _INFRARED_CAMERAS else "visible")
-        Image.fromarray(crop).save(folder / f"{number:04d}.jpg", quality=camera.quality)
+        _save_crop(folder / f"{number:04d}.jpg", who, camera, spec.height, rng, spectrum)
 
 
 def _write_sysu_lists(root: Path, seed: int, splits: dict[str, list[int]], sizes: dict[tuple[int, int], int]) -> None:
@@ -320,7 +264,7 @@ def _plan_regdb(root: Path, spec: RenderRegdb) -> tuple[list[Job], dict[str, Any
     (root / "idx").mkdir()
     half = spec.ids // 2
     for trial in range(1, TRIALS + 1):
-        order = [int(pid) + 1 for pid in _rng(spec.seed, _REGDB, _LAYOUT, trial).permutation(spec.ids)]
+        order = (_rng(spec.seed, _REGDB, _LAYOUT, trial).permutation(spec.ids) + 1).tolist()
         for split, pids in (("train", order[:half]), ("test", order[half:])):
             for modality, letter in (("Visible", "v"), ("Thermal", "t")):
                 lines = [
@@ -361,12 +305,12 @@ def _regdb_moment(seed: int, pid: int, k: int) -> tuple[str, Nuisance, np.random
 
 def _draw_regdb_identity(root: Path, seed: int, pid: int, count: int) -> None:
     who = _identity(seed, _REGDB, pid)
-    folders = {"visible": root / "Visible" / str(pid), "thermal": root / "Thermal" / str(pid)}
-    for folder in folders.values():
-        folder.mkdir(parents=True)
+    visible, thermal = root / "Visible" / str(pid), root / "Thermal" / str(pid)
+    visible.mkdir(parents=True)
+    thermal.mkdir(parents=True)
     for k in range(count):
         name, nuisance, rng = _regdb_moment(seed, pid, k)
-        Image.fromarray(draw(who, nuisance, "visible")).save(folders["visible"] / name.format("v"))
+        Image.fromarray(draw(who, nuisance, "visible")).save(visible / name.format("v"))
         # the thermal camera stands beside the visible one: the same moment, a little displaced, its own noise
         other = dataclasses.replace(
             nuisance,
@@ -375,16 +319,15 @@ def _draw_regdb_identity(root: Path, seed: int, pid: int, count: int) -> None:
             gain=float(np.exp(rng.normal(0, 0.1))),
             grain=int(rng.integers(2**32)),
         )
-        Image.fromarray(draw(who, other, "thermal")).save(folders["thermal"] / name.format("t"))
+        Image.fromarray(draw(who, other, "thermal")).save(thermal / name.format("t"))
 
 
 # pretraining
 
 
 def _plan_pretraining(root: Path, spec: RenderPretraining) -> tuple[list[Job], dict[str, Any]]:
-    jobs = [
-        (_draw_pretraining_identity, root, spec.seed, spec.height, pid, spec.images) for pid in range(1, spec.ids + 1)
-    ]
+    pids = range(1, spec.ids + 1)
+    jobs = [(_draw_pretraining_identity, root, spec.seed, spec.height, pid, spec.images) for pid in pids]
     return jobs, {"ids": spec.ids, "images": spec.ids * spec.images}
 
 
@@ -395,9 +338,7 @@ def _draw_pretraining_identity(root: Path, seed: int, height: int, pid: int, cou
     for number in range(1, count + 1):
         rng = _rng(seed, _PRETRAINING, _IMAGE, pid, number)
         camera = sample_camera(_rng(seed, _PRETRAINING, _SCENES, int(rng.integers(24))))
-        high = round(height * rng.uniform(0.82, 1.2))
-        nuisance = sample_nuisance(rng, camera, high, round(high * rng.uniform(0.42, 0.52)))
-        Image.fromarray(draw(who, nuisance, "visible")).save(folder / f"{number:04d}.jpg", quality=camera.quality)
+        _save_crop(folder / f"{number:04d}.jpg", who, camera, height, rng, "visible")
 
 
 _KINDS: dict[str, tuple[type[_Spec], Callable[..., tuple[list[Job], dict[str, Any]]]]] = {
