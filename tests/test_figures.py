@@ -48,7 +48,7 @@ def lines(axis, label):
 
 
 def outside(figure):
-    """Titles, labels, legends and notes that are not wholly on the canvas, or the title if it overlaps a panel."""
+    """Texts that are not wholly on the canvas, and titles and legends that overlap a panel."""
     texts = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
     for axis in panels(figure):
         texts += [*axis.texts, axis.title, axis.xaxis.label, axis.yaxis.label]
@@ -57,8 +57,12 @@ def outside(figure):
         renderer, canvas = FigureCanvasAgg(figure).get_renderer(), figure.bbox.padded(1)
         boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts if text.get_text()]
         highest = max(axis.get_tightbbox(renderer).y1 for axis in panels(figure))
+        below = [legend.get_window_extent(renderer).y1 for legend in figure.legends]
+        lowest = min(axis.get_tightbbox(renderer).y0 for axis in panels(figure))
     found = [text for text, box in boxes if not (canvas.contains(*box.min) and canvas.contains(*box.max))]
-    return found + (["title over a panel"] if boxes[0][1].y0 < highest - 1 else [])
+    found += ["legend over a panel"] if below and below[0] > lowest + 1 else []
+    title = next(box for text, box in boxes if text == figure.get_suptitle())
+    return found + (["title over a panel"] if title.y0 < highest - 1 else [])
 
 
 def every_figure(dataset, *variants):
