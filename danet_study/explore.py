@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import functools
+import gc
 import html
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from danet_core import INFRARED, MODALITIES, VISIBLE
 from danet_study import analysis, figures
@@ -23,7 +27,7 @@ from danet_study.analysis import Distributions, IdentityGaps, Metric, Plane
 from danet_study.config import Dataset, Study
 from danet_study.evaluate import FEATURES as FEATURES_FILE
 from danet_study.evaluate import Features
-from danet_study.figures import StudyFigure, Tile, store_tile
+from danet_study.figures import MARKS, StudyFigure, Tile, store_tile
 from danet_study.files import StudyError, read_json
 from danet_study.protocols import PROTOCOLS, Images, Protocol
 from danet_study.store import PackedStore
@@ -311,9 +315,9 @@ class Explorer:
         self.status = widgets.HTML()
         half = {"width": "49%", "min_width": "440px", "max_width": "640px"}  # two side by side where there is room
         self.panels: dict[str, Any] = {
-            "table": widgets.HTML(),
+            **{name: widgets.HTML() for name in ("table", "ranked")},
             **{name: widgets.Image(layout=half) for name in ("distances", "plane")},
-            **{name: widgets.Image(layout={"max_width": "100%"}) for name in ("gap", "ranked")},
+            "gap": widgets.Image(layout={"max_width": "100%"}),
         }
         self._shown: dict[str, Any] = {}
         rows = [
@@ -328,6 +332,7 @@ class Explorer:
         ]
         wrap = widgets.Layout(flex_flow="row wrap", align_items="flex-start")
         self.app = widgets.VBox([widgets.Box(row, layout=wrap) for row in rows])
+        gc.freeze()  # searching torch's objects for garbage takes half a second at a time
         self._busy = False
         for control in (*self.controls.values(), *self.ticks.values()):
             control.observe(self._update, "value")
@@ -389,6 +394,8 @@ class Explorer:
                 continue
             if name == "table":
                 self.panels[name].value = found.table(choice).to_html(float_format="{:.3f}".format, border=0)
+            elif name == "ranked":  # as HTML: drawing the figure takes longer than all other panels
+                self.panels[name].value = "".join(_gallery_html(*found.gallery(choice, one)) for one in variants)
             else:
                 self.panels[name].value = getattr(found, f"{name}_figure")(choice)._repr_png_()
             self._shown[name] = key
@@ -403,3 +410,18 @@ class Explorer:
         """Write these figures to `folder` as PNG and PDF; nothing if `folder` is empty."""
         made = self.figures().items() if folder else ()
         return [path for name, figure in made for path in figures.save(figure, Path(folder) / name)]
+
+
+def _gallery_html(heading: str, query: Tile, ranked: Sequence[Tile]) -> str:
+    parts = [f"<p>{html.escape(heading)}</p>"]
+    for tile in (query, *ranked):
+        stream, color = io.BytesIO(), MARKS[tile.mark][0]
+        Image.fromarray(np.ascontiguousarray(tile.image)).save(stream, "JPEG", quality=92)
+        source = f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+        border = f"3px {'dashed' if tile.mark == 'ignored' else 'solid'} {color}"
+        caption = html.escape(tile.caption).replace("\n", "<br>")
+        parts.append(
+            f'<figure style="display: inline-block; margin: 2px; text-align: center; font-size: 11px; color: {color}">'
+            f'<img src="{source}" style="height: 130px; border: {border}"><br>{caption}</figure>'
+        )
+    return "".join(parts)

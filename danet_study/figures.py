@@ -125,15 +125,15 @@ def panels(count: int, *, columns: int, height: float, width: float = 3.6) -> tu
 
 def finish(figure: StudyFigure, title: str, x: str = "", y: str = "") -> StudyFigure:
     """Add title, axis labels and one legend for all panels, and widen the figure until they fit."""
+    heading = figure.suptitle(title)
     found = [axis.get_legend_handles_labels() for axis in figure.axes]
     handles = {label: handle for panel in found for handle, label in zip(*panel, strict=True)}
     columns = 2 if len(handles) == 4 else 3
     legend = figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
-    if x:
-        figure.supxlabel(x)
-    if y:
-        figure.supylabel(y)
-    return widen(figure, figure.suptitle(title), legend)
+    for axis in figure.axes:
+        axis.set_xlabel(x)  # of each panel: `supxlabel` overlaps a legend below the panels
+    figure.supylabel(y)
+    return widen(figure, heading, legend)
 
 
 def widen(figure: StudyFigure, *parts: Any) -> StudyFigure:
@@ -251,9 +251,10 @@ def camera_pairs(records: Sequence[Record], study: Study) -> StudyFigure:
             for row, column in np.argwhere(PROTOCOLS[found[0]["protocol"]].ignore(query, gallery)):
                 place = column + 0.04, row + 0.04
                 axis.add_patch(Rectangle(place, 0.92, 0.92, label="ignored by the protocol", **frame))
-        figure.colorbar(axes[0].collections[0], ax=axes, label="mAP, %", fraction=0.05)
         title = figure_title("Camera pairs", found, study)
-        return finish(figure, title, "camera of the visible gallery", "infrared queries")
+        finish(figure, title, "camera of the visible gallery", "infrared queries")
+        figure.colorbar(axes[0].collections[0], ax=axes, label="mAP, %", fraction=0.05)
+    return figure
 
 
 PROBED: Mapping[str, tuple[str, str]] = {
@@ -303,7 +304,7 @@ def distance_distributions(
     last = max(int(np.flatnonzero(kind.counts).max(initial=0)) for kind in kinds)
     top = 1.05 * max(kind.density(edges).max() for kind in kinds)
     with style():
-        figure, axes = panels(len(distributions), columns=2, height=2.6, width=4.0)
+        figure, axes = panels(len(distributions), columns=2, height=2.6, width=4.4)
         for axis, (label, one) in zip(axes, distributions.items(), strict=True):
             for kind, words in KINDS.items():
                 mean = one.kinds[kind].mean
@@ -378,7 +379,7 @@ def image_grid(rows: Sequence[TileRow], title: str) -> StudyFigure:
                         axis.add_patch(Rectangle((x, y), _WIDTH, height, fill=False, edgecolor=color, **look))
                     look = {"fontsize": 6.5, "ha": "center", "va": "bottom", "color": color, "parse_math": False}
                     axis.text(x + _WIDTH / 2, y - _GAP / 2, tile.caption, **look)
-            y += height + _GAP / 2
+            y += height + _GAP
         width, top = max(len(row) for _, row in rows) * (_WIDTH + _GAP), 0.17 * (title.count("\n") + 1) + 0.1
         axis.set(xlim=(0, width), ylim=(y, 0), anchor="W", position=(0, 0, 1, y / (y + top)))
         axis.set_axis_off()

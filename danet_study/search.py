@@ -67,13 +67,10 @@ class Search:
         """Each query with the first `top` (at most DRAWN) images ranked for it."""
         rows: list[figures.TileRow] = []
         for q, query in enumerate(self.queries):
-            ranked = [
-                Tile(
-                    _picture(self.gallery[g]),
-                    f"{rank} · {self.distances[q, g]:.3f}\n{printable(Path(*self.gallery[g].parts[-2:]))[-20:]}",
-                )
-                for rank, g in enumerate(self.order[q][: min(top, DRAWN)], 1)
-            ]
+            ranked = []
+            for rank, g in enumerate(self.order[q][: min(top, DRAWN)], 1):
+                name = printable(Path(*self.gallery[g].parts[-2:]))[-20:]  # with its folder, as wide as the picture
+                ranked.append(Tile(_picture(self.gallery[g]), f"{rank} · {self.distances[q, g]:.3f}\n{name}"))
             rows += figures.ranked_rows(printable(query), Tile(_picture(query), "query", "query"), ranked)
         return figures.image_grid(rows, f"Nearest of {len(self.gallery):,} images, {self.run}")
 

@@ -90,28 +90,28 @@ def use(page, address, expect):
     errors = page.locator("[data-mime-type='application/vnd.jupyter.error']")
     expect(images.nth(2).or_(errors).first).to_be_visible()  # an error is reported at once
     assert errors.count() == 0, errors.first.inner_text()
-    expect(images).to_have_count(4)
+    galleries = app.locator("figure")
+    expect(images).to_have_count(3)
+    expect(galleries).to_have_count(2 * (1 + 10 + 3))
     expect(page.locator(".jp-RenderedImage")).to_have_count(4)  # the figures without controls
     page.screenshot(path=SHOTS / "explore.png")
-    distances, plane, gap, ranked = range(4)
-    seen = {}
+    first = [images.nth(number).get_attribute("src") for number in range(3)]
+    crops = galleries.all_inner_texts()
+    distances, plane, gap = range(3)
 
-    def remember():
-        seen.update({number: images.nth(number).get_attribute("src") for number in range(4)})
-
-    def changed(*numbers):
-        for number in numbers:
-            expect(images.nth(number)).not_to_have_attribute("src", str(seen[number]))
-        for number in set(range(4)) - set(numbers):
-            expect(images.nth(number)).to_have_attribute("src", str(seen[number]))
-        remember()
-
-    remember()
     metric = app.locator(".widget-dropdown", has=page.get_by_text("distance", exact=True))
     metric.locator("select").select_option(label="Euclidean")
-    changed(distances, plane, ranked)
+    for number in (distances, plane):
+        expect(images.nth(number)).not_to_have_attribute("src", str(first[number]))
+    expect(images.nth(gap)).to_have_attribute("src", str(first[gap]))
+    expect(galleries.nth(1)).not_to_have_text(crops[1])
+
+    asked = galleries.first.locator("img")
+    before = asked.get_attribute("src")
     app.locator(".noUi-handle").press("ArrowRight")
-    changed(ranked)
+    expect(asked).not_to_have_attribute("src", str(before))
+
     app.get_by_label("B + CC", exact=True).check()
-    changed(distances, plane, gap, ranked)
+    expect(galleries).to_have_count(3 * (1 + 10 + 3))
+    expect(images.nth(gap)).not_to_have_attribute("src", str(first[gap]))
     assert errors.count() == 0, errors.first.inner_text()
