@@ -22,6 +22,7 @@ from scipy import special  # scipy.stats takes seconds to import
 
 from danet_study.config import Bootstrap, Dataset, RunConfig, Study, load_study
 from danet_study.files import StudyError, read_json
+from danet_study.processes import exit_with_pipeline
 from danet_study.protocols import PROTOCOLS, Protocol
 
 Record = dict[str, Any]
@@ -132,6 +133,7 @@ def load_records(configs: Iterable[RunConfig], folder: Path) -> dict[str, Record
     Raises StudyError for a damaged record, one of another run or data set, one made with other numbers than params.yaml
     has now, and for records over different data or backbone weights: no table may mix them.
     """
+    exit_with_pipeline()  # every stage that tables or draws comes through here
     records: dict[str, Record] = {}
     for config in configs:
         path = folder / f"{config.name}.json"
