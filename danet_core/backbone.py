@@ -85,7 +85,7 @@ STRIDES = (1, 2, 2, 1)  # the last is 2 in torchvision; the paper: "the stride s
 class ResNet(nn.Module):
     """Images (B, 3, H, W) to feature maps (B, out_channels, H / 16, W / 16).
 
-    Args: name: one of ARCHITECTURES. width: channels of the first stage; 64 is torchvision's network. stem: see above.
+    Args: name: one of ARCHITECTURES. width: channels of the first stage; 64 is torchvision's network. stem: see top.
     Raises ValueError for an unknown name.
     Source: He et al. 2016 as in torchvision.models.resnet; last stride as in the paper, "Implementation details".
     """
@@ -126,14 +126,18 @@ class ResNet(nn.Module):
         return self.layer4(self.layer3(maps))  # (B, 8 width x expansion, H / 16, W / 16)
 
     def _two_stems(self, images: Tensor, modalities: Tensor) -> Tensor:
-        """(B, width, H / 2, W / 2): the batch norm of a modality sees the images of that modality only."""
-        rows = [torch.nonzero(modalities == modality).flatten() for modality in (VISIBLE, INFRARED)]
-        parts = []
-        if len(rows[VISIBLE]):
-            parts.append(self.bn1(self.conv1(images[rows[VISIBLE]])))
-        if len(rows[INFRARED]):
-            parts.append(self.bn1_infrared(self.conv1_infrared(images[rows[INFRARED]])))
-        return torch.cat(parts).index_select(0, torch.cat(rows).argsort())
+        """(B, width, H / 2, W / 2): the batch norm of a modality sees the images of that modality only.
+
+        A training batch has as many visible as infrared images: to count them would stall a GPU's queue.
+        """
+        if not self.training:  # running statistics: no image depends on the others
+            visible = (modalities == VISIBLE)[:, None, None, None]
+            return torch.where(visible, self.bn1(self.conv1(images)), self.bn1_infrared(self.conv1_infrared(images)))
+        torch._assert_async(2 * modalities.sum() == len(modalities), "two streams need equal numbers of each modality")
+        order = modalities.argsort(stable=True)  # visible images first
+        visible, infrared = images[order].chunk(2)
+        maps = (self.bn1(self.conv1(visible)), self.bn1_infrared(self.conv1_infrared(infrared)))
+        return torch.cat(maps).index_select(0, order.argsort())
 
     def load_weights(self, path: Path) -> None:
         """Load one-stream backbone weights from a .safetensors file; its classifier (`fc.`) is ignored.
@@ -155,7 +159,7 @@ class ResNet(nn.Module):
         self.load_state_dict(tensors)
 
     def _for_stem(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of one stream as weights of this stem."""
+        """Weights of one stream as weights of this stem: both modalities start with the same ones."""
         if self.stem == "two":
             first = {name: tensor for name, tensor in tensors.items() if name.startswith(("conv1.", "bn1."))}
             return {**tensors, **{name.replace("1.", "1_infrared.", 1): tensor for name, tensor in first.items()}}

@@ -1,12 +1,12 @@
 """The paper's losses, one function per equation, and their weighted sum, Eq. 6.
 
-Feature i of the batch has identity y(i) and modality s(i). n images are visible, m are infrared, B = n + m. rho is the
-margin. `modalities` is 0 for visible and 1 for infrared.
+f(i) is feature i of the batch, with identity y(i) and modality s(i): 0 visible, 1 infrared. n images are visible, m are
+infrared, B = n + m. rho is the margin, |x| the Euclidean norm, [x]_+ is max(x, 0).
 
 All arithmetic is float64, on features measured from their mean: distances do not change, and they stay exact under
 TF32, autocast and large offsets. The result has the input's dtype, at least float32. The gradient of a zero distance is
-zero. A batch without positives or negatives raises ValueError on a CPU. On a GPU the loss is then not finite, because
-the check would stall the queue.
+zero. A batch without positives, negatives or one of the modalities raises ValueError on a CPU. On a GPU, where reading
+a value stalls the queue, a device-side assertion fails: its reason is on stderr, not in the RuntimeError that follows.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def cross_modality_center_loss(
         negatives: modality of f(k). "anchor": that of f(i), as printed. "center": that of c(i), as the prose says.
         center_gradient: False stops the gradient at the centers.
 
-    Source: the paper, Eq. 3. Choice: the paper does not say which feature it uses, nor whether centers get gradient.
+    Source: the paper, Eq. 3. Choice: the paper says neither whether f is the feature before or after the BN neck, nor
+    whether centers get gradient. `L_cc` below takes the feature before it.
     """
     same, across = labels[:, None] == labels, modalities[:, None] != modalities  # (B, B)
     candidates = ~same & (across if negatives == "center" else ~across)
@@ -109,9 +110,10 @@ def mutual_learning_loss(
     Args:
         gradient: the distribution that gets gradient. The other one is constant.
         direction: "cross_same" is KL(cross || same), as printed. "same_cross" is KL(same || cross).
-        teachers: logits of averaged C_v and C_r. They replace the cross-modality classifier and are constant.
+        teachers: logits of the averaged C_v and C_r. They replace the cross-modality classifier and are constant.
 
-    Returns the sum of the two means in nats. Source: the paper, Eq. 5. Choice: the paper does not name the gradient.
+    Returns the sum of the two means, in nats.
+    Source: the paper, Eq. 5. Choice: the paper does not say which of the two distributions gets gradient.
     """
     if teachers is not None and gradient == "cross":
         raise ValueError("with teachers, gradient 'cross' leaves nothing to train; use 'same'")
@@ -125,7 +127,7 @@ def mutual_learning_loss(
     return _sum_of_modality_means(divergence, modalities).to(_result_dtype(logits_visible))
 
 
-# Eq. 6. A term is a function of the model's output, labels and modalities; further arguments come from params.yaml.
+# Eq. 6. Each term is a function of the model's output, labels and modalities; further arguments come from params.yaml.
 
 Feature = Literal["before_bn", "after_bn", "normalized"]
 
@@ -242,7 +244,7 @@ def weighted_sum(
     """The terms of Eq. 6, unweighted, by name, and their weighted sum under `total`.
 
     Args: losses: for each term its `weight` and its arguments. A term with weight 0 is not computed.
-    Source: the paper, Eq. 6, which omits L_sid; without L_sid, C_v and C_r are never trained.
+    Source: the paper, Eq. 6. Choice: it omits L_sid, but no other loss teaches C_v and C_r identities.
     """
     terms = {}
     with torch.autocast(labels.device.type, enabled=False):
@@ -278,7 +280,7 @@ def _from_mean(feat: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _distances(left: Tensor, right: Tensor) -> Tensor:
-    """(P, B) squared Euclidean distances, to choose pairs by; the gradient goes through the chosen pairs alone."""
+    """(P, B) squared Euclidean distances. They choose the pairs; the gradient goes through the chosen pairs alone."""
     return left.square().sum(1)[:, None] + right.square().sum(1) - 2 * left @ right.T
 
 
@@ -302,6 +304,9 @@ def _result_dtype(values: Tensor) -> torch.dtype:
 
 
 def _require(mask: Tensor, values: Tensor, problem: str) -> None:
-    """Raise ValueError if a row of `mask` is False throughout. CPU only: reading a value on a GPU stalls its queue."""
-    if mask.device.type == "cpu" and not (found := mask.any(1)).all():
+    """Refuse a batch if a row of `mask` is False throughout; see the top of this file."""
+    found = mask.any(1)
+    if mask.device.type != "cpu":
+        torch._assert_async(found.all(), f"a value in the batch {problem}")
+    elif not found.all():
         raise ValueError(f"value {int(values[~found][0])} in the batch {problem}")

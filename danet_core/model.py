@@ -15,7 +15,7 @@ from danet_core.backbone import ResNet, Stem
 
 
 class Output(NamedTuple):
-    """What losses are computed from. B images, D features, C training identities."""
+    """What losses are computed from. B images, features of D numbers, C training identities."""
 
     feat: Float[Tensor, "B D"]  # before the BN neck: metric losses
     feat_bn: Float[Tensor, "B D"]  # after the BN neck: classifiers and retrieval
@@ -47,7 +47,7 @@ class DANet(nn.Module):
         teacher_ema: momentum of the averaged C_v and C_r of mutual learning; 0 disables them.
 
     Source: the paper, "Implementation details" and "Ablation Study" (BN neck and FC layer); Luo et al. 2019 (BN neck,
-    whose bias is fixed at 0). Choice: classifiers act on the feature after the BN neck and start at N(0, 0.001).
+    whose bias is fixed at 0). Choice: classifiers read the feature after the BN neck and start normal, with std 0.001.
     """
 
     def __init__(

@@ -1,11 +1,12 @@
 """What features look like: distance distributions, the modality gap of Figure 1, a modality probe, ranked lists.
 
-Features are L2-normalized and compared by cosine distance unless `metric` is "euclidean". NumPy only. N images of P
-identities with D features each; `modalities` is 0 for visible and 1 for infrared.
+Features are L2-normalized and compared by cosine distance unless `metric` is "euclidean". N images of P identities with
+D features each; `modalities` is 0 for visible and 1 for infrared.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
-from danet_core import INFRARED, VISIBLE
+from danet_core import INFRARED, MODALITIES, VISIBLE
 from danet_study.files import StudyError
 
 Metric = Literal["cosine", "euclidean"]
@@ -27,22 +28,24 @@ KINDS: Mapping[str, str] = {  # of image pairs, in the order of figures and tabl
     DIFFERENT_WITHIN: "different identity, same modality",
     DIFFERENT_CROSS: "different identity, other modality",
 }
+CLASSIFIED, PULLS = 1024, 8  # images and batches of `classifier_agreement`
 PROBE_FOLDS = 5
 PROBE_RIDGE = 1e-3  # penalty as a share of the feature's mean variance per dimension
 _BLOCK = 1024  # rows per block of distances
-_COLUMNS = 8192
-_CANCELED = 1e-7  # squared distance / squared norms below which |a|^2 + |b|^2 - 2ab has lost too many digits
 
 
 def normalize(feat: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
     """Rows at length 1, in float64; a row of zeros stays zero. Raises StudyError for a value that is not finite."""
-    feat = np.asarray(feat, dtype=np.float64)
-    if infinite := int((~np.isfinite(feat).all(axis=1)).sum()):
-        raise StudyError(f"{infinite} of {len(feat)} features are not finite; the run diverged, lower its lr")
-    largest = np.abs(feat).max(axis=1, keepdims=True, initial=0)  # scaled first: squares neither overflow nor vanish
-    feat = feat / np.where(largest > 0, largest, 1)
+    feat = _finite(feat)
+    feat = feat / np.maximum(np.abs(feat).max(axis=1, keepdims=True, initial=0), 1e-300)  # squares may overflow
     length = np.linalg.norm(feat, axis=1, keepdims=True)
     return feat / np.where(length > 0, length, 1)
+
+
+def _finite(feat: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
+    if infinite := int((~np.isfinite(feat).all(axis=1)).sum()):
+        raise StudyError(f"{infinite} of {len(feat)} features are not finite; the run diverged, lower its lr")
+    return np.asarray(feat, dtype=np.float64)
 
 
 def distance_matrix(
@@ -50,44 +53,28 @@ def distance_matrix(
 ) -> Float[np.ndarray, "A B"]:
     """Distances of all rows of `a` to all rows of `b`, float64.
 
-    "cosine": 1 - cosine, in [0, 2]; a zero row has distance 1 to everything. "euclidean": norm of the difference of the
-    rows as given. Equal rows have distance 0 exactly. Raises StudyError for a value that is not finite.
+    "cosine": 1 - cosine, in [0, 2], to 12 decimals; a zero row has distance 1 to everything. "euclidean": norm of
+    the difference of the rows as given; a millionth of their norms counts as 0. Raises StudyError for a value that is
+    not finite.
     """
-    if metric not in ("cosine", "euclidean"):
-        raise ValueError(f"metric must be 'cosine' or 'euclidean', found {metric!r}")
-    a_unit, distances = normalize(a), np.empty((len(a), len(b)))
-    for start in range(0, len(b), _COLUMNS):  # b is never held in float64 as a whole
-        columns = slice(start, start + _COLUMNS)
-        b_unit = normalize(b[columns])
-        if metric == "euclidean":
-            distances[:, columns] = np.sqrt(_squared(np.asarray(a, np.float64), np.asarray(b[columns], np.float64)))
-        else:
-            zero = np.logical_or.outer(~a_unit.any(axis=1), ~b_unit.any(axis=1))
-            distances[:, columns] = np.where(zero, 1.0, np.minimum(_squared(a_unit, b_unit) / 2, 2.0))
-    return distances
-
-
-def _squared(a: Float[np.ndarray, "A D"], b: Float[np.ndarray, "B D"]) -> Float[np.ndarray, "A B"]:
+    if metric == "cosine":
+        return (1 - normalize(a) @ normalize(b).T).round(12)  # rounding errors would part equal rows
+    assert metric == "euclidean", metric
+    a, b = _finite(a), _finite(b)
+    center = b.mean(axis=0)  # far from the origin the squares cancel
+    a, b = a - center, b - center
     norms = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)
-    squared = np.maximum(norms - 2 * (a @ b.T), 0)
-    near = squared <= _CANCELED * norms
-    for row in np.flatnonzero(near.any(axis=1)):
-        squared[row, near[row]] = ((a[row] - b[near[row]]) ** 2).sum(axis=1)
-    return squared
+    squared = norms - 2 * (a @ b.T)
+    return np.sqrt(np.where(squared > 1e-12 * norms, squared, 0))
 
 
-@dataclass(frozen=True)
-class Distribution:
-    """Distances of `n` image pairs of one kind: mean, standard deviation (ddof 0), counts per histogram bin."""
+class Distribution(NamedTuple):
+    """Distances of `n` image pairs of one kind; the rest is NaN if there is none."""
 
     n: int
     mean: float
-    std: float
-    counts: Int[np.ndarray, " bins"]
-
-    def density(self, edges: Float[np.ndarray, " edges"]) -> Float[np.ndarray, " bins"]:
-        """Histogram with area 1; zeros if there are no pairs."""
-        return self.counts / (max(self.n, 1) * np.diff(edges))
+    std: float  # ddof 0
+    density: Float[np.ndarray, " bins"]  # histogram with area 1
 
 
 class Separation(NamedTuple):
@@ -111,13 +98,9 @@ class Distributions:
         (same_cross, different_cross) is what cross-modality retrieval needs; (different_within, same_cross) Figure 1.
         """
         a, b = self.kinds[first], self.kinds[second]
-        if a.n == 0 or b.n == 0:
-            return Separation(math.nan, math.nan)
-        overlap = float(np.minimum(a.counts / a.n, b.counts / b.n).sum())
+        overlap = float(np.minimum(a.density, b.density) @ np.diff(self.edges))
         gap, spread = b.mean - a.mean, math.sqrt((a.std**2 + b.std**2) / 2)
-        if spread == 0:
-            return Separation(overlap, math.copysign(math.inf, gap) if gap else 0.0)
-        return Separation(overlap, gap / spread)
+        return Separation(overlap, gap / spread if spread else math.copysign(math.inf, gap) if gap else 0.0)
 
 
 def distance_distributions(
@@ -136,26 +119,23 @@ def distance_distributions(
     """
     if upper is None:
         upper = 2.0 if metric == "cosine" else 2 * float(np.linalg.norm(feat, axis=1).max(initial=0)) or 1.0
-    n, mean, squares = np.zeros(4), np.zeros(4), np.zeros(4)
-    counts = np.zeros(4 * bins, dtype=np.int64)
+    n, sums, squares, counts = np.zeros(4), np.zeros(4), np.zeros(4), np.zeros(4 * bins)
     for start in range(0, len(feat), _BLOCK):
         rows = slice(start, start + _BLOCK)
         block = distance_matrix(feat[rows], feat[start:], metric)
         pairs = np.triu(np.ones(block.shape, dtype=bool), k=1)
         different, cross = (values[rows, None] != values[start:] for values in (pids, modalities))
         kind, values = (2 * different + cross)[pairs], block[pairs]  # index into KINDS
-        index = np.minimum((values / upper * bins).astype(np.int64), bins - 1)
+        index = np.minimum((values * (bins / upper)).astype(np.int64), bins - 1)
         counts += np.bincount(kind * bins + index, minlength=4 * bins)
-        new = np.bincount(kind, minlength=4)  # merged as in Chan et al.: sums of squares would cancel
-        new_mean = np.bincount(kind, values, 4) / np.maximum(new, 1)
-        gap, total = new_mean - mean, np.maximum(n + new, 1)
-        squares += np.bincount(kind, (values - new_mean[kind]) ** 2, 4) + gap**2 * n * new / total
-        mean += gap * new / total
-        n += new
-    std = np.sqrt(squares / np.maximum(n, 1))
-    mean[n == 0] = std[n == 0] = np.nan
-    found = zip(KINDS, n, mean, std, counts.reshape(4, bins), strict=True)
-    kinds = {name: Distribution(int(n), float(mean), float(std), counts) for name, n, mean, std, counts in found}
+        n += np.bincount(kind, minlength=4)
+        sums += np.bincount(kind, values, 4)
+        squares += np.bincount(kind, values**2, 4)
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        mean, density = sums / n, counts.reshape(4, bins) / (n[:, None] * upper / bins)
+        std = np.sqrt(np.maximum(squares / n - mean**2, 0))
+    found = zip(KINDS, n, mean, std, density, strict=True)
+    kinds = {name: Distribution(int(n), float(mean), float(std), density) for name, n, mean, std, density in found}
     return Distributions(metric, np.linspace(0, upper, bins + 1), kinds)
 
 
@@ -177,17 +157,12 @@ class IdentityGaps:
         """The pid of that identity."""
         return self.pids[np.nanargmin(self.between, axis=2)]
 
-    @property
-    def exceeds_nearest(self) -> Bool[np.ndarray, "2 P"]:
-        """Whether Figure 1 holds, seen from the visible and from the infrared center. A tie does not count."""
-        return self.cross > self.nearest
-
-    def row(self, pid: int) -> int:
-        """Index of `pid`. Raises StudyError for an unknown one."""
-        found = np.flatnonzero(self.pids == pid)
-        if len(found) == 0:
-            raise StudyError(f"pid {pid} is not a test identity; choose one of {self.pids[0]} to {self.pids[-1]}")
-        return int(found[0])
+    def shares(self) -> dict[str, float | int]:
+        """Figure 1, as `modality_gap` returns it. A tie does not count."""
+        others = {"nearest": self.nearest, "median": np.nanmedian(self.between, axis=2)}
+        others["mean"] = np.nanmean(self.between, axis=2)
+        shares = {name: float((self.cross > other).all(axis=0).mean()) for name, other in others.items()}
+        return {**shares, "n": len(self.pids)}
 
 
 def identity_gaps(
@@ -205,11 +180,10 @@ def identity_gaps(
     both = images.all(axis=0)
     if both.sum() < 2:
         raise StudyError(f"the modality gap needs two identities with images of both modalities, found {both.sum()}")
-    visible, infrared = centers[:, both] / images[:, both, None]
-    cross = np.array([distance_matrix(v[None], r[None])[0, 0] for v, r in zip(visible, infrared, strict=True)])
+    visible, infrared = centers[:, both]  # their sums: the cosine ignores lengths
     between = np.stack([distance_matrix(side, side) for side in (visible, infrared)])
-    between[:, np.arange(len(cross)), np.arange(len(cross))] = np.nan
-    return IdentityGaps(ids[both], cross, between)
+    between[:, np.arange(both.sum()), np.arange(both.sum())] = np.nan
+    return IdentityGaps(ids[both], distance_matrix(visible, infrared).diagonal(), between)
 
 
 def modality_gap(
@@ -221,11 +195,7 @@ def modality_gap(
     > min d(r_p, r_q); `median` and `mean` have the median and the mean over q in place of the minimum. `n`: identities.
     Source: the paper, Figure 1. Choice: it gives neither feature, nor distance, nor count.
     """
-    gaps = identity_gaps(feat, pids, modalities)
-    median, mean = np.nanmedian(gaps.between, axis=2), np.nanmean(gaps.between, axis=2)
-    others = {"nearest": gaps.nearest, "median": median, "mean": mean}
-    shares = {name: float((gaps.cross > other).all(axis=0).mean()) for name, other in others.items()}
-    return {**shares, "n": len(gaps.pids)}
+    return identity_gaps(feat, pids, modalities).shares()
 
 
 def modality_probe(
@@ -247,28 +217,21 @@ def modality_probe(
     unit, fold = normalize(feat), label % min(folds, len(ids))
     infrared = np.zeros(len(unit), dtype=bool)
     for held_out in np.unique(fold):
-        fitted = fold != held_out
-        if len(np.unique(modalities[fitted])) < 2:
+        fitted, side = unit[fold != held_out], modalities[fold != held_out]
+        if len(np.unique(side)) < 2:
             raise StudyError("the modality probe needs two identities and both modalities; give it all test images")
-        direction, offset = _fit_probe(unit[fitted], modalities[fitted])
-        infrared[~fitted] = unit[~fitted] @ direction > offset
+        weight = 0.5 / np.bincount(side, minlength=2)[side]
+        center = weight @ fitted
+        covariance = ((fitted - center) * weight[:, None]).T @ (fitted - center)
+        variance = np.trace(covariance)
+        if variance < 1e-20:  # equal features, up to rounding
+            continue
+        penalty = PROBE_RIDGE * variance / len(covariance) * np.eye(len(covariance))
+        target = (weight * np.where(side == INFRARED, 1.0, -1.0)) @ (fitted - center)
+        direction = np.linalg.solve(covariance + penalty, target)
+        infrared[fold == held_out] = (unit[fold == held_out] - center) @ direction > 1e-9  # rounding is not above 0
     recalls = [(infrared[modalities == one] == (one == INFRARED)).mean() for one in (VISIBLE, INFRARED)]
     return float(np.mean(recalls))
-
-
-def _fit_probe(unit: np.ndarray, modalities: np.ndarray) -> tuple[np.ndarray, float]:
-    """Direction and threshold; a projection above the threshold means infrared."""
-    weight = 0.5 / np.bincount(modalities, minlength=2)[modalities]
-    center = weight @ unit
-    centered = unit - center
-    covariance = (centered * weight[:, None]).T @ centered
-    variance = np.trace(covariance)
-    if variance < 1e-20:  # equal features, up to rounding
-        return np.zeros(len(covariance)), 0.0
-    penalty = PROBE_RIDGE * variance / len(covariance)
-    target = (weight * np.where(modalities == INFRARED, 1.0, -1.0)) @ centered
-    direction = np.linalg.solve(covariance + penalty * np.eye(len(covariance)), target)
-    return direction, float(center @ direction) + 1e-9  # a projection on the threshold, up to rounding, is not above it
 
 
 class Plane(NamedTuple):
@@ -284,30 +247,22 @@ def principal_plane(feat: Float[np.ndarray, "N D"], metric: Metric = "cosine") -
     Each axis's largest weight is positive, because its sign is arbitrary. Neighbors in the plane need not be neighbors
     in full. Raises StudyError for a value that is not finite.
     """
-    unit = normalize(feat)
-    centered = unit if metric == "cosine" else np.asarray(feat, dtype=np.float64)
-    centered = centered - centered.mean(axis=0)
+    feat = normalize(feat) if metric == "cosine" else _finite(feat)
+    centered = feat - feat.mean(axis=0)
     spread, vectors = np.linalg.eigh(centered.T @ centered)  # ascending
     axes = vectors[:, :-3:-1]
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])
-    total = spread.sum()
-    return Plane(centered @ axes, spread[:-3:-1] / total if total > 0 else np.zeros(2))
+    return Plane(centered @ axes, spread[:-3:-1] / (spread.sum() or 1))
 
 
-@dataclass(frozen=True)
-class RankedGallery:
-    """A query's ranking."""
+class RankedGallery(NamedTuple):
+    """A query's ranking; `average_precision` as in metrics.retrieval_metrics, NaN without a match."""
 
     order: Int[np.ndarray, " R"]  # gallery index at each rank
     distances: Num[np.ndarray, " R"]
     right: Bool[np.ndarray, " R"]  # whether it shows the query's identity
     ignored: Int[np.ndarray, " I"]  # gallery indices that the protocol removes for this query, nearest first
-
-    @property
-    def average_precision(self) -> float:
-        """As in metrics.retrieval_metrics; NaN without a match."""
-        ranks = np.flatnonzero(self.right) + 1
-        return float((np.arange(1, len(ranks) + 1) / ranks).mean()) if len(ranks) else math.nan
+    average_precision: float
 
 
 def rank_gallery(
@@ -320,7 +275,10 @@ def rank_gallery(
     order = np.argsort(distances, kind="stable")
     left_out = np.zeros(len(order), dtype=bool) if ignore is None else ignore[order]
     ranked = order[~left_out]
-    return RankedGallery(ranked, distances[ranked], g_pids[ranked] == q_pid, order[left_out])
+    right = g_pids[ranked] == q_pid
+    ranks = np.flatnonzero(right) + 1
+    precision = float((np.arange(1, len(ranks) + 1) / ranks).mean()) if len(ranks) else math.nan
+    return RankedGallery(ranked, distances[ranked], right, order[left_out], precision)
 
 
 def best_and_worst_queries(
@@ -367,3 +325,60 @@ def best_and_worst_queries(
             firsts.setdefault(int(query.pids[index]), index)
         ends[end] = [entry(index) for index in list(firsts.values())[:count]]
     return ends
+
+
+def classifier_agreement(model: Any, images: Any, config: Any) -> dict[str, Any]:
+    """Why ML does what it does (docs/why_ml.md): do C_v and C_r agree, and how hard does L_M pull at the feature?
+
+    cosine: between an identity's weights in C_v and in C_r; mean and standard deviation over identities.
+    accuracy: of C, C_v and C_r on visible and on infrared training images in evaluation mode, at most CLASSIFIED.
+    gradient: for each weighted term but L_id, the norm of its gradient at the pooled feature (B, D) over that of L_id;
+    mean and standard deviation over PULLS augmented P x K batches. The last epoch's weights do not change; batch norm
+    uses the batch's statistics and precision is the run's, as in training.
+
+    Args: model: the run's DANet, unchanged. images: its data.TrainingImages. config: its RunConfig.
+    """
+    import torch  # here: this module is imported with params.yaml's models, and torch takes seconds
+
+    from danet_core.losses import weighted_sum
+    from danet_study.data import PKSampler, augment_batch, normalize
+    from danet_study.determinism import autocast, derived_seed, deterministic
+
+    recipe, device, seed = config.recipe, next(model.parameters()).device, derived_seed(config.seed, "classifiers")
+    order, generator = np.random.default_rng(seed), torch.Generator(device).manual_seed(seed)
+    heads = {"C": model.classifier, "C_v": model.classifier_visible, "C_r": model.classifier_infrared}
+    cosines = torch.cosine_similarity(heads["C_v"].weight, heads["C_r"].weight).detach().cpu().numpy()  # (C,)
+    drawn, right, modalities = order.permutation(len(images.pids))[:CLASSIFIED], [], []
+    ratios: dict[str, list[float]] = {name: [] for name in config.losses if name != "L_id" and "L_id" in config.losses}
+    with deterministic(0):
+        for part in np.array_split(drawn, -(-len(drawn) // 128)):
+            (batch,) = images.batches(part[None])
+            with torch.inference_mode():
+                _, feat = model.eval().embed(normalize(batch.images, recipe.augment), batch.modalities)
+                right.append(torch.stack([head(feat).argmax(1) == batch.labels for head in heads.values()], 1).cpu())
+            modalities.append(batch.modalities.cpu())
+        trained = copy.deepcopy(model).train()
+        sampler = PKSampler(images.pids, images.modalities, recipe.ids_per_batch, recipe.imgs_per_modality)
+        for batch in images.batches(sampler.epoch(PULLS, order)):
+            with autocast(recipe.precision, device):
+                output = trained(augment_batch(batch.images, recipe.augment, generator), batch.modalities)
+            terms, norms = weighted_sum(output, batch.labels, batch.modalities, config.losses), {}
+            for name, values in config.losses.items():
+                options: Any = {"retain_graph": True, "materialize_grads": True}  # zeros for a term of the heads alone
+                (gradient,) = torch.autograd.grad(values["weight"] * terms[name], output.feat, **options)
+                norms[name] = float(gradient.norm())
+            for name, found in ratios.items():
+                found.append(norms[name] / norms["L_id"])
+    of, hits = torch.cat(modalities).numpy(), torch.cat(right).numpy()  # (n,), (n, 3)
+    return {
+        "cosine": _spread(cosines),
+        "accuracy": {
+            name: {MODALITIES[side]: float(hits[of == side, k].mean()) for side in (VISIBLE, INFRARED)}
+            for k, name in enumerate(heads)
+        },
+        "gradient": {name: _spread(found) for name, found in ratios.items()},
+    }
+
+
+def _spread(values: Any) -> dict[str, float]:
+    return {"mean": float(np.mean(values)), "std": float(np.std(values))}

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML, YAMLError
 
 from danet_study.files import StudyError, atomic_write_json, read_json, sha256_file
@@ -24,6 +24,7 @@ from danet_study.protocols import PROTOCOLS
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]  # part of paths and of stage names
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]  # strict: `true` and "1" are no numbers
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Natural = Annotated[int, Field(ge=0, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
@@ -59,7 +60,7 @@ class Recipe(Model):
     epochs: Count
     steps_per_epoch: Count
     lr: Positive
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+    weight_decay: NonNegative
     milestones: list[Count]
     decay: Positive
     precision: Literal["float32", "tf32", "bfloat16", "float16"]
@@ -78,8 +79,9 @@ class Network(Model):
 
 
 class Evaluation(Model):
-    """How a trained model is scored."""
+    """How a trained model is scored. `split`: the identities; written to records only if it is not `test`."""
 
+    split: Annotated[Literal["test", "val"], Field(exclude_if=lambda split: split == "test")] = "test"
     trials: Annotated[int, Field(ge=1, le=10)]
     metric: Literal["cosine", "euclidean"]
     galleries: Literal["rand_perm", "random_seed"]
@@ -105,6 +107,7 @@ class Dataset(Model):
     image: Image
     train_splits: Annotated[list[str], Field(min_length=1)]
     allow_partial: Flag = False
+    split_seed: Natural = 0  # of a reader that draws which identities train
     recipe: dict[str, Any] = {}
     render: dict[str, Any] | None = None
 
@@ -122,7 +125,6 @@ class Overrides(Model):
     model: dict[str, Any] = {}
     recipe: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
-    epochs_factor: Count | None = None
 
 
 class SensitivityRow(Overrides):
@@ -136,16 +138,13 @@ class Sensitivity(Model):
     """Which open choice of the paper moves the scores?"""
 
     split: str
-    seeds: list[int]
-    run: list[str]  # names of variants and rows, in the order of training
+    seeds: list[Natural]
     rows: dict[Name, SensitivityRow]
 
-    @model_validator(mode="after")
-    def _listed(self) -> Sensitivity:
-        compared = [*self.rows, *(row.against for row in self.rows.values())]
-        if missing := [name for name in compared if name not in self.run]:
-            raise ValueError(f"row {missing[0]} is missing in sensitivity.run")
-        return self
+    @property
+    def run(self) -> list[str]:
+        """Names of variants and rows in the order of training: first what others are compared with."""
+        return list(dict.fromkeys([*(row.against for row in self.rows.values()), *self.rows]))
 
 
 class Plan(Model):
@@ -179,7 +178,7 @@ class Pretraining(Model):
     batch_size: Count
     steps: Count
     lr: Positive
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+    weight_decay: NonNegative
     seed: int
 
 
@@ -204,6 +203,15 @@ class RunConfig(Model):
     recipe: Recipe
     evaluation: Evaluation
 
+    @field_validator("losses")
+    @classmethod
+    def _weighted(cls, losses: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for term, values in losses.items():
+            weight = values.get("weight", -1)
+            if type(weight) not in (int, float) or not 0 <= weight < math.inf:
+                raise ValueError(f"{term}.weight: expected a number >= 0")
+        return {term: values for term, values in losses.items() if values["weight"] > 0}
+
     @property
     def split(self) -> str:
         return f"{self.dataset.name}-{self.trial}"
@@ -215,28 +223,22 @@ class RunConfig(Model):
 
     def resolved(self) -> dict[str, Any]:
         """All that the run's weights depend on except data, backbone weights and code. No titles, labels, folders."""
-        data = self.dataset.model_dump(mode="json")
-        return {
-            "dataset": {key: data[key] for key in ("name", "layout", "image", "train_splits")},
-            "trial": self.trial,
-            "seed": self.seed,
-            "losses": self.losses,
-            "model": self.model.model_dump(mode="json"),
-            "recipe": self.recipe.model_dump(mode="json"),
-        }
+        kept: dict[str, Any] = dict.fromkeys(("trial", "seed", "losses", "model", "recipe"), True)
+        kept["dataset"] = {"name", "layout", "image", "train_splits"}
+        return self.model_dump(mode="json", include=kept)
 
 
 class Study(Model):
     """The whole of params.yaml."""
 
     study: Plan
+    own_code: Annotated[str, Field(pattern=r"^\w+(/\w+)*(\.py)?$")]  # a user's own losses, below the root
     defaults: dict[str, Any]
     variants: dict[Name, Overrides]
     datasets: dict[Name, Dataset]
     pretraining: Pretraining
     bootstrap: Bootstrap
     sensitivity: Sensitivity
-    tuning: dict[str, Any]
 
     @property
     def plan(self) -> Plan:
@@ -248,7 +250,7 @@ class Study(Model):
         return {**self.variants, **self.sensitivity.rows}
 
     def dataset(self, name: str) -> Dataset:
-        return _lookup(self.datasets, name, "datasets")
+        return self.datasets[_known(self.datasets, name, "datasets")]
 
     def run(self, split: str, variant: str, seed: int) -> RunConfig:
         """The run of `split` ("<data set>-<trial>"), a variant or sensitivity row, and a seed.
@@ -258,26 +260,14 @@ class Study(Model):
         name, _, trial = split.rpartition("-")
         if not trial.isdigit() or not 1 <= int(trial) <= 10:
             raise StudyError(f"split {split!r}: expected '<data set>-<trial>', e.g. synth_sysu-1")
-        dataset, row = self.dataset(name), _lookup(self.rows, variant, "variants")
-        merged = _merge({**self.defaults, "losses": {}}, {"recipe": dataset.recipe})
-        merged = _merge(merged, {"losses": self.defaults["losses"]})
-        for extended in self._lineage(variant):
-            values = self.rows[extended].model_dump(exclude_unset=True)
-            merged = _merge(merged, {key: values.get(key, {}) for key in ("losses", "model", "recipe", "evaluation")})
-            factor = self.rows[extended].epochs_factor
-        if factor:
-            recipe = merged["recipe"]
-            recipe["epochs"] *= factor
-            recipe["milestones"] = [epoch * factor for epoch in recipe["milestones"]]
-        losses = {term: dict(values) for term, values in merged.pop("losses").items()}
-        for term, values in losses.items():
-            weight = values.get("weight", -1)
-            if type(weight) not in (int, float) or not 0 <= weight < math.inf:
-                raise StudyError(f"params.yaml: variant {variant}, losses.{term}.weight: expected a number >= 0")
-        identity = {"dataset": dataset, "trial": int(trial), "variant": variant, "label": row.label, "seed": seed}
-        losses = {term: values for term, values in losses.items() if values["weight"] > 0}
+        dataset, row = self.dataset(name), self.rows[_known(self.rows, variant, "variants")]
+        merged = _merge(self.defaults, {"recipe": dataset.recipe})
+        for part in self._lineage(variant):
+            keys = {"losses", "model", "recipe", "evaluation"}
+            merged = _merge(merged, self.rows[part].model_dump(include=keys, exclude_unset=True))
+        merged |= {"dataset": dataset, "trial": int(trial), "variant": variant, "label": row.label, "seed": seed}
         try:
-            return RunConfig(**identity, losses=losses, **merged)
+            return RunConfig(**merged)
         except ValidationError as error:
             raise StudyError(f"params.yaml: run of {variant} on {split}: {_first(error)}") from None
 
@@ -303,15 +293,14 @@ def load_study(path: str | Path = "params.yaml") -> Study:
     path = Path(path)
     try:
         raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        named = {name: {"name": name, **(row or {})} for name, row in raw["datasets"].items()}
+        study = Study(**{**raw, "datasets": named})
     except FileNotFoundError:
         raise StudyError(f"{path} is missing; run the command in the project's root") from None
     except (YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: {error.problem}" if mark else str(error)  # type: ignore[union-attr]
         raise StudyError(f"{path} is not valid YAML, {' '.join(where.split())}") from None
-    try:
-        named = {name: {"name": name, **(row or {})} for name, row in raw["datasets"].items()}
-        study = Study(**{**raw, "datasets": named})
     except ValidationError as error:
         raise StudyError(f"{path}: {_first(error)}") from None
     except (TypeError, KeyError, AttributeError):
@@ -338,10 +327,6 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _lookup(rows: Mapping[str, Any], name: str, where: str) -> Any:
-    return rows[_known(rows, name, where)]
-
-
 def _known(rows: Mapping[str, Any], name: str, where: str) -> str:
     if name not in rows:
         near = difflib.get_close_matches(str(name), rows, 1)
@@ -366,7 +351,6 @@ def write_configs(study: Study, packed: Path = Path("data/packed"), weights: Pat
     """
     from danet_core.losses import check_terms, own_files  # here: importing torch takes seconds
 
-    folder, runs = Path("build/configs"), study.runs()
     hashes = {
         name: {
             "data_sha256": read_json(packed / name / "meta.json")["content_sha256"],
@@ -374,15 +358,20 @@ def write_configs(study: Study, packed: Path = Path("data/packed"), weights: Pat
         }
         for name in study.plan.datasets
     }
-    for run in runs:
+    for run in study.runs():
         try:
             check_terms(run.losses)
         except ValueError as error:
             raise StudyError(f"params.yaml: variant {run.variant}: {error}") from None
-        own = {name: sha256_file(path) for name, path in own_files(run.losses).items()}
+        sources = own_files(run.losses)
+        for name, path in sources.items():
+            if "site-packages" not in path.parts and not path.resolve().is_relative_to(Path(study.own_code).resolve()):
+                raise StudyError(f"losses.{name} is in {path.parent}, which DVC does not watch; set own_code to it")
+        own = {name: sha256_file(path) for name, path in sources.items()}
         inputs = {"config": run.resolved(), "own_losses": own, **hashes[run.dataset.name]}
-        atomic_write_json(folder / f"{run.name}.json", inputs)
-        atomic_write_json(folder / f"{run.name}.evaluation.json", run.evaluation.model_dump(mode="json"))
+        path = Path("build/configs") / f"{run.name}.json"
+        atomic_write_json(path, inputs)
+        atomic_write_json(path.with_suffix(".evaluation.json"), run.evaluation.model_dump(mode="json"))
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ from jaxtyping import Float, Int
 
 from danet_core import INFRARED, VISIBLE
 from danet_core.model import DANet
-from danet_study.analysis import Metric, best_and_worst_queries, modality_gap, modality_probe
+from danet_study.analysis import Metric, best_and_worst_queries, classifier_agreement, modality_gap, modality_probe
 from danet_study.checkpoint import build_model, load_run
 from danet_study.config import Evaluation, Recipe, RunConfig
-from danet_study.data import normalize
+from danet_study.data import TrainingImages, normalize
 from danet_study.determinism import deterministic, resolve_device
 from danet_study.files import StudyError, atomic_path, atomic_write_json, sha256_file, sha256_json
 from danet_study.processes import exit_with_pipeline
@@ -65,45 +65,47 @@ class Features:
 def evaluate(
     config: RunConfig,
     *,
+    trained: RunConfig | None = None,
     runs: str | Path = "runs",
     packed: str | Path = "data/packed",
     weights: str | Path = "data/weights",
     results: str | Path = "results",
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Score the run `runs`/<run> on its test images.
+    """Score the run `runs`/<run> on its test images, or on the identities that `evaluation.split` names.
 
     Writes `results`/records/<run>.json, whose scores are fractions, and features.npz and rankings.json into the run's
-    folder. Equal runs give equal bytes. Returns the record.
+    folder. Equal runs give equal bytes. Returns the record. `trained`: the run whose weights are scored, if `config`
+    only changes the test.
 
     Raises StudyError if the run is missing or was trained with another configuration, trial, store or backbone weights,
     or if a test identity is also a training identity.
     """
     exit_with_pipeline()
-    if config.dataset.protocol not in PROTOCOLS:
-        where, known = f"datasets.{config.dataset.name}.protocol", ", ".join(PROTOCOLS)
-        raise StudyError(f"{where}: found {config.dataset.protocol!r}, expected {known}")
-    run_dir, root = Path(runs) / config.name, Path(packed) / config.dataset.name
-    model, run = load_run(run_dir, config)
+    dataset, tested = config.dataset, config.evaluation
+    if dataset.protocol not in PROTOCOLS:
+        known = ", ".join(PROTOCOLS)
+        raise StudyError(f"datasets.{dataset.name}.protocol: found {dataset.protocol!r}, expected {known}")
+    run_dir, root = Path(runs) / config.name, Path(packed) / dataset.name
+    backbone = Path(weights) / f"{dataset.name}.safetensors"
+    trained = trained or config
+    assert (config.losses, config.recipe) == (trained.losses, trained.recipe)
+    model, run = load_run(Path(runs) / trained.name, trained)
     store = PackedStore.open(root)
-    _refuse_other(str(root), store.meta["content_sha256"], run["provenance"]["data_sha256"])
-    backbone = Path(weights) / f"{config.dataset.name}.safetensors"
     found = sha256_file(backbone) if backbone.exists() else "no file"
-    _refuse_other(str(backbone), found, run["provenance"]["weights_sha256"])
-    rows = store.rows("test", config.trial)
-    leaked = np.intersect1d(store.pids[store.rows(config.dataset.train_splits, config.trial)], store.pids[rows])
+    _refuse_other(root, store.meta["content_sha256"], run["provenance"]["data_sha256"])
+    _refuse_other(backbone, found, run["provenance"]["weights_sha256"])
+    rows = store.rows(tested.split, config.trial)
+    leaked = np.intersect1d(store.pids[store.rows(dataset.train_splits, config.trial)], store.pids[rows])
     if len(leaked):
-        raise StudyError(
-            f"{root}: {len(leaked)} test identities are trained on (first {leaked[0]}); correct the splits"
-        )
+        raise StudyError(f"{root}: {len(leaked)} {tested.split} identities are trained on; correct the splits")
     start = build_model(config.resolved(), model.classifier.out_features, backbone)
     before, features = (
-        extract(one, store, rows, config.recipe, batch_size=config.evaluation.batch_size, device=device)
-        for one in (start, model)
+        extract(one, store, rows, config.recipe, batch_size=tested.batch_size, device=device) for one in (start, model)
     )
-    images, metric = features.images(config.model.test_feature), config.evaluation.metric
-    protocol, marks = PROTOCOLS[config.dataset.protocol], _marks(config.evaluation, store)
-    scored = protocol.score(images, store, config.evaluation)
+    images, metric = features.images(config.model.test_feature), tested.metric
+    protocol, marks = PROTOCOLS[dataset.protocol], _marks(tested, store)
+    scored = protocol.score(images, store, tested)
     identities = images.pids, images.modalities
     query, gallery = (images.of_modality(side) for side in protocol.sides[protocol.ablation])
     infrared, visible = images.of_modality(INFRARED), images.of_modality(VISIBLE)
@@ -121,24 +123,18 @@ def evaluate(
     if len(np.unique(infrared.camids)) > 1 or len(np.unique(visible.camids)) > 1:  # the settings score a single pair
         scores["camera_pairs"] = camera_pairs(infrared, visible, metric)
     recipe, last = config.recipe, run["history"][-1]
-    scores["training"] = {
-        "steps": recipe.epochs * recipe.steps_per_epoch,
-        "epochs": recipe.epochs,
-        "final": {term: last[term] for term in config.losses},
-    }
+    steps, final = recipe.epochs * recipe.steps_per_epoch, {term: last[term] for term in config.losses}
+    scores["training"] = {"steps": steps, "epochs": recipe.epochs, "final": final}
+    if config.losses.keys() & {"L_sid", "L_M"}:  # elsewhere C_v and C_r are not trained
+        images_seen = TrainingImages(store, dataset.train_splits, config.trial, resolve_device(device))
+        scores["classifiers"] = classifier_agreement(model, images_seen, config)
     record = {
-        "run": config.name,
-        "dataset": config.dataset.name,
-        "trial": config.trial,
-        "variant": config.variant,
-        "seed": config.seed,
-        "protocol": config.dataset.protocol,
-        "split": "test",
-        "synthetic": store.meta["synthetic"],
-        "partial": store.meta["partial"],
+        **{"run": config.name, "dataset": dataset.name, "trial": config.trial, "variant": config.variant},
+        **{"seed": config.seed, "protocol": dataset.protocol, "split": tested.split},
+        **{key: store.meta[key] for key in ("synthetic", "partial")},
         **_rounded(scores),
         "config": config.resolved(),
-        "evaluation": config.evaluation.model_dump(mode="json"),
+        "evaluation": tested.model_dump(mode="json"),
         "provenance": {**run["provenance"], "config_sha256": sha256_json(config.resolved())},
         "versions": run["versions"],
     }
@@ -174,23 +170,15 @@ def extract(
     return Features(rows, feat, feat_bn, store.pids[rows], store.camids[rows], store.modalities[rows])
 
 
-def _refuse_other(path: str, found: str, expected: str) -> None:
+def _refuse_other(path: Path, found: str, expected: str) -> None:
     if found != expected:
-        raise StudyError(
-            f"{path} ({found[:12]}) is not what the run was trained with ({expected[:12]}); run `dvc repro`"
-        )
+        raise StudyError(f"{path} ({found[:12]}) is not what the run was trained with ({expected[:12]}); `dvc repro`")
 
 
 def _setting(result: ProtocolResult) -> dict[str, Any]:
     per_trial = {key: [trial[key] for trial in result.per_trial] for key in ("cmc1", "mAP", "mINP")}
-    same = {key: getattr(result, key) for key in ("n_query", "n_valid", "gallery_size", "chance_rank1")}
-    return {
-        "mean": result.mean,
-        "per_trial": per_trial,
-        **same,
-        "cmc": result.cmc.tolist(),
-        "cmc_level": result.cmc_level,
-    }
+    same = ("mean", "n_query", "n_valid", "gallery_size", "chance_rank1", "cmc_level")
+    return {key: getattr(result, key) for key in same} | {"per_trial": per_trial, "cmc": result.cmc.tolist()}
 
 
 def _marks(evaluation: Evaluation, store: PackedStore) -> dict[str, str]:

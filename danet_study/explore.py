@@ -1,6 +1,6 @@
 """Finished runs to explore: distances, the modality gap of one identity, ranked galleries (notebook 06).
 
-`Exploration` computes and draws what a `Choice` names; `Explorer` adds ipywidgets. Nothing here trains or scores.
+`Exploration` computes and draws what a `Choice` names; `Explorer` adds controls. Nothing here trains or scores.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import functools
 import gc
 import html
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,24 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from danet_core import INFRARED, MODALITIES, VISIBLE
+from danet_core import MODALITIES
 from danet_study import analysis, figures
 from danet_study.analysis import Distributions, IdentityGaps, Metric, Plane
 from danet_study.config import Dataset, Study
-from danet_study.evaluate import FEATURES as FEATURES_FILE
-from danet_study.evaluate import Features
+from danet_study.evaluate import FEATURES, Features
 from danet_study.figures import MARKS, StudyFigure, Tile, store_tile
 from danet_study.files import StudyError, read_json
 from danet_study.protocols import PROTOCOLS, Images, Protocol
 from danet_study.store import PackedStore
 
-FEATURES = {"after_bn": "after the BN neck", "before_bn": "before the BN neck"}
-METRICS: dict[Metric, str] = {"cosine": "cosine", "euclidean": "Euclidean"}
-COLORS = {"modality": "by modality", "identity": "by identity"}
-TOPS = (5, 10, 20, 30)
+SAMPLE = 1000  # images in distributions and planes, evenly spaced: all of them take seconds
 IGNORED_SHOWN = 3  # nearest images that the protocol ignores
+OPTIONS: Mapping[str, dict[Any, str]] = {
+    "feature": {"after_bn": "after the BN neck", "before_bn": "before the BN neck"},
+    "metric": {"cosine": "cosine", "euclidean": "Euclidean"},
+    "color": {"modality": "by modality", "identity": "by identity"},
+    "top": {10: "10", 5: "5", 20: "20", 30: "30"},
+}
 SEPARATIONS = {
     "across modalities": (analysis.SAME_CROSS, analysis.DIFFERENT_CROSS),
     "within a modality": (analysis.SAME_WITHIN, analysis.DIFFERENT_WITHIN),
@@ -45,22 +48,43 @@ SEPARATIONS = {
 
 @dataclass(frozen=True)
 class Choice:
-    """What is shown. `query` is a row of the packed store, `pid` its identity."""
+    """What is shown. The options of a field depend on those before it."""
 
     split: str
     seed: int
     variants: tuple[str, ...]
     feature: str
     metric: Metric
+    color: str
     setting: str
     pid: int
-    query: int
-    top: int = 10
-    color: str = "modality"
+    query: int  # row of the packed store
+    top: int
+
+
+class View:
+    """Test features of a run. Distributions and plane are of a sample, gaps of all; `upper`: the largest distance."""
+
+    def __init__(self, images: Images, metric: Metric, upper: float) -> None:
+        self.images, self.metric, self.upper = images, metric, upper
+        self.sample = images[figures.spread(np.arange(len(images)), SAMPLE)]
+
+    @cached_property
+    def distributions(self) -> Distributions:
+        arrays = self.sample.feat, self.sample.pids, self.sample.modalities
+        return analysis.distance_distributions(*arrays, metric=self.metric, upper=self.upper, bins=50)
+
+    @cached_property
+    def gaps(self) -> IdentityGaps:
+        return analysis.identity_gaps(self.images.feat, self.images.pids, self.images.modalities)
+
+    @cached_property
+    def plane(self) -> Plane:
+        return analysis.principal_plane(self.sample.feat, self.metric)
 
 
 class Exploration:
-    """The finished runs below `root`. Features, images and results are read or computed once, when first needed.
+    """The finished runs below `root`; what is read or computed is kept.
 
     runs: {(split, seed): variants with test features, in the order of params.yaml}.
     """
@@ -69,7 +93,7 @@ class Exploration:
         self.study, self.root = study, Path(root)
         self.runs: dict[tuple[str, int], tuple[str, ...]] = {}
         rows, found = list(study.rows), []
-        for path in self.root.glob(f"runs/*-*-*-*/{FEATURES_FILE}"):
+        for path in self.root.glob(f"runs/*-*-*-*/{FEATURES}"):
             dataset, trial, variant, number = path.parent.name.split("-")  # no name in params.yaml has a hyphen
             if dataset in study.datasets and variant in rows:
                 found.append((dataset, int(trial), int(number), rows.index(variant)))
@@ -77,8 +101,7 @@ class Exploration:
             self.runs[f"{name}-{split}", seed] = (*self.runs.get((f"{name}-{split}", seed), ()), rows[row])
         # One cache per object; a method decorated by `cache` would keep the object alive.
         self.store, self.images = functools.cache(self._store), functools.cache(self._images)
-        self.distributions, self.gaps = functools.cache(self._distributions), functools.cache(self._gaps)
-        self.plane = functools.cache(self._plane)
+        self.view = functools.cache(self._view)
 
     def dataset(self, split: str) -> Dataset:
         return self.study.dataset(split.rpartition("-")[0])
@@ -99,24 +122,55 @@ class Exploration:
         trained = read_json(run / "record.json")["provenance"]["data_sha256"]
         if trained != self.store(split).meta["content_sha256"]:
             raise StudyError(f"{run}: its features are of other images than data/packed holds; run `dvc repro`")
-        return Features.load(run / FEATURES_FILE).images(feature)
+        return Features.load(run / FEATURES).images(feature)
 
-    def _distributions(self, split: str, variant: str, seed: int, feature: str, metric: Metric) -> Distributions:
-        """Distances of a run in bins that all variants share."""
-        images, upper = self.images(split, variant, seed, feature), 2.0
-        if metric == "euclidean":  # the largest distance that any variant can have
+    def _view(self, split: str, variant: str, seed: int, feature: str, metric: Metric) -> View:
+        view = View(self.images(split, variant, seed, feature), metric, 2.0)
+        if metric == "euclidean":  # the largest distance that any variant can have: all share their bins
             feats = [self.images(split, one, seed, feature).feat for one in self.runs[split, seed]]
-            upper *= max(float(np.linalg.norm(feat, axis=1).max()) for feat in feats)
-        return analysis.distance_distributions(images.feat, images.pids, images.modalities, metric=metric, upper=upper)
-
-    def _gaps(self, split: str, variant: str, seed: int, feature: str) -> IdentityGaps:
-        images = self.images(split, variant, seed, feature)
-        return analysis.identity_gaps(images.feat, images.pids, images.modalities)
-
-    def _plane(self, split: str, variant: str, seed: int, feature: str, metric: Metric) -> Plane:
-        return analysis.principal_plane(self.images(split, variant, seed, feature).feat, metric)
+            view.upper *= max(float(np.linalg.norm(feat, axis=1).max()) for feat in feats)
+            view.gaps = self.view(split, variant, seed, feature, "cosine").gaps  # cosine distances in either case
+        return view
 
     # -------------------- choices
+
+    def options(self, name: str, chosen: Mapping[str, Any]) -> dict[Any, str]:
+        """The values that a field of Choice can have, given those before it, and their words."""
+        if name in OPTIONS:
+            return OPTIONS[name]
+        if name == "split":
+            return {split: split for split, _ in self.runs}
+        split = chosen["split"]
+        if name == "seed":
+            return {seed: str(seed) for other, seed in self.runs if other == split}
+        if name == "variants":
+            return {variant: self.label(variant) for variant in self.runs[split, chosen["seed"]]}
+        if name == "setting":
+            return dict(self.protocol(split).settings)
+        first = self.runs[split, chosen["seed"]][0]
+        query, _ = self.sides(split, first, chosen["seed"], "after_bn", chosen["setting"])
+        if name == "pid":
+            return {pid: str(pid) for pid in np.unique(query.pids).tolist()}
+        rows = query.rows[query.pids == chosen["pid"]].tolist()
+        return dict(zip(rows, self.store(split).manifest["path"].iloc[rows], strict=True))
+
+    def choose(self, *, strict: bool = True, **given: Any) -> Choice:
+        """A complete choice. A field that is not given has its first option, `variants` all.
+
+        Raises StudyError for an unknown value; if not `strict`, the first option replaces it.
+        """
+        chosen: dict[str, Any] = {}
+        for name in (field.name for field in dataclasses.fields(Choice)):
+            options, many = list(self.options(name, chosen)), name == "variants"
+            values = given.get(name, options) if many else [given.get(name, options[0] if options else "")]
+            found = [value for value in values if value in options]
+            if strict and len(found) < len(values):
+                known = ", ".join(map(str, options[:8])) or "none"
+                raise StudyError(f"{name} {values}: no finished run has it; choose from: {known}")
+            if many and not found:
+                raise StudyError("no variant is chosen; tick at least one")
+            chosen[name] = tuple(found) if many else (found or options)[0]
+        return Choice(**chosen)
 
     def sides(self, split: str, variant: str, seed: int, feature: str, setting: str) -> tuple[Images, Images]:
         """Queries and gallery of a setting; of several random galleries the first."""
@@ -126,89 +180,56 @@ class Exploration:
             gallery = gallery[np.searchsorted(gallery.rows, np.sort(galleries[setting][0]))]
         return query, gallery
 
-    def queries(self, split: str, setting: str, seed: int) -> pd.DataFrame:
-        """The manifest's lines of all queries of a setting."""
-        query, _ = self.sides(split, self.runs[split, seed][0], seed, "after_bn", setting)
-        return self.store(split).manifest.iloc[query.rows].sort_values(["pid", "row"])
-
-    def choose(
-        self, split: str, seed: int | None = None, variants: Sequence[str] = (), pid: int | None = None, **options: Any
-    ) -> Choice:
-        """A complete choice; what is left out is the first there is, of variants all. options: other fields of Choice.
-
-        Raises StudyError for a run that does not exist and for an unknown name or identity.
-        """
-        settings = self.protocol(split).settings
-        if seed is None:
-            seed = next((number for name, number in self.runs if name == split), 0)
-        if (split, seed) not in self.runs:
-            raise StudyError(
-                f"{split} has no finished run with seed {seed}; choose another, or make it with `make repro`"
-            )
-        there = self.runs[split, seed]
-        first = {"feature": "after_bn", "metric": "cosine", "color": "modality", "setting": next(iter(settings))}
-        given = {**first, **options}
-        known: dict[str, Any] = {"feature": FEATURES, "metric": METRICS, "setting": settings, "color": COLORS}
-        wishes = [(name, given[name], known[name]) for name in known] + [("variant", name, there) for name in variants]
-        for what, value, values in wishes:
-            if value not in values:
-                raise StudyError(f"{what} {value!r} of {split}: there is only {', '.join(values)}; choose one of these")
-        queries = self.queries(split, given["setting"], seed)
-        pid = int(queries["pid"].iloc[0]) if pid is None else pid
-        rows = queries.loc[queries["pid"] == pid, "row"].tolist()
-        if not rows:
-            raise StudyError(f"identity {pid} has no query in {given['setting']} of {split}; choose another")
-        return Choice(split, seed, tuple(variants) or there, pid=pid, query=rows[0], **given)
-
     # -------------------- what is shown
+
+    def views(self, choice: Choice) -> dict[str, View]:
+        """The chosen variants by label."""
+        return {
+            self.label(v): self.view(choice.split, v, choice.seed, choice.feature, choice.metric)
+            for v in choice.variants
+        }
 
     def title(self, what: str, choice: Choice) -> str:
         return figures.dataset_title(what, self.dataset(choice.split))
 
-    def _each(self, method: Callable[..., Any], choice: Choice, *more: str) -> dict[str, Any]:
-        """A result for each chosen variant, by its label."""
-        return {self.label(v): method(choice.split, v, choice.seed, choice.feature, *more) for v in choice.variants}
-
     def table(self, choice: Choice) -> pd.DataFrame:
         """One row per variant: mean distances, d′ and overlap, share of identities with a gap above the nearest."""
-        gaps = self._each(self.gaps, choice)
         rows: dict[str, dict[tuple[str, str], float]] = {}
-        for label, one in self._each(self.distributions, choice, choice.metric).items():
-            rows[label] = {("mean distance", words): one.kinds[kind].mean for kind, words in analysis.KINDS.items()}
+        for label, view in self.views(choice).items():
+            kinds = view.distributions.kinds
+            rows[label] = {("mean distance", words): kinds[kind].mean for kind, words in analysis.KINDS.items()}
             for words, pair in SEPARATIONS.items():
-                found = one.separation(*pair)
+                found = view.distributions.separation(*pair)
                 rows[label] |= {(words, "d′"): found.d_prime, (words, "overlap"): found.overlap}
-            share = float(gaps[label].exceeds_nearest.all(axis=0).mean())
-            rows[label]["modality gap > nearest identity", "share of identities"] = share
+            rows[label]["modality gap > nearest identity", "share of identities"] = view.gaps.shares()["nearest"]
         return pd.DataFrame(rows).T
 
     def distances_figure(self, choice: Choice) -> StudyFigure:
-        found = self._each(self.distributions, choice, choice.metric)
+        found = {label: view.distributions for label, view in self.views(choice).items()}
         return figures.distance_distributions(found, self.title("Distances between test features", choice))
 
     def plane_figure(self, choice: Choice) -> StudyFigure:
         """Test features on their principal plane, one panel per variant, common limits."""
-        planes, gaps = self._each(self.plane, choice, choice.metric), self._each(self.gaps, choice)
-        images = self.images(choice.split, choice.variants[0], choice.seed, choice.feature)
-        limit = 1.05 * max(float(np.abs(plane.points).max()) for plane in planes.values()) or 1.0
-        everyone = np.ones(len(images), bool)
+        views = self.views(choice)
+        limit = 1.05 * max(float(np.abs(view.plane.points).max()) for view in views.values()) or 1.0
         with figures.style():
-            figure, axes = figures.panels(len(planes), columns=2, height=3.3)
-            for axis, (label, plane) in zip(axes, planes.items(), strict=True):
-                layers: list[Any] = [("", everyone, ("#0072B2", "#D55E00"), 2.0)]
+            figure, axes = figures.panels(len(views), columns=2, height=3.3)
+            for axis, (label, view) in zip(axes, views.items(), strict=True):
+                pids = view.sample.pids
+                layers: list[Any] = [("", pids == pids, ("#0072B2", "#D55E00"), 2.5)]
                 if choice.color == "identity":
-                    near = gaps[label].neighbors[:, gaps[label].row(choice.pid)]
+                    near = view.gaps.neighbors[:, view.gaps.pids == choice.pid]
                     layers = [
-                        ("other identities, ", everyone, ("#D0D0D0",) * 2, 1.5),
-                        ("its nearest identities, ", np.isin(images.pids, near), ("#E69F00",) * 2, 4.0),
-                        (f"identity {choice.pid}, ", images.pids == choice.pid, ("#0072B2",) * 2, 4.0),
+                        ("other identities, ", pids == pids, ("#D0D0D0",) * 2, 1.5),
+                        ("its nearest identities, ", np.isin(pids, near), ("#E69F00",) * 2, 4.0),
+                        (f"identity {choice.pid}, ", pids == choice.pid, ("#0072B2",) * 2, 4.0),
                     ]
                 for words, chosen, colors, size in layers:
-                    for modality, marker in ((VISIBLE, "o"), (INFRARED, "^")):
-                        points = plane.points[chosen & (images.modalities == modality)]
+                    for modality, marker in enumerate("o^"):
+                        points = view.plane.points[chosen & (view.sample.modalities == modality)]
                         look: Any = {"color": colors[modality], "markersize": size, "markeredgewidth": 0, "alpha": 0.7}
                         axis.plot(*points.T, marker, label=words + MODALITIES[modality], **look)
-                axis.set_title(f"{label}: {100 * plane.explained.sum():.0f} % of the variance")
+                axis.set_title(f"{label}: {100 * view.plane.explained.sum():.0f} % of the variance")
                 # No ticks: the coordinates have no meaning, and all panels have the same.
                 axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
             title = self.title("Test features in two dimensions", choice)
@@ -219,20 +240,22 @@ class Exploration:
 
     def gap_figure(self, choice: Choice) -> StudyFigure:
         """Modality gap of one identity: from its visible to its infrared center, against other identities' centers."""
-        found = self._each(self.gaps, choice)
+        found = {label: view.gaps for label, view in self.views(choice).items()}
+        if choice.pid not in next(iter(found.values())).pids:
+            raise StudyError(f"identity {choice.pid} has images of one modality only; choose another")
         lines = [f"{label}, {name}" for label in found for name in MODALITIES]
         with figures.style():
             figure, (axis,) = figures.panels(1, columns=1, height=0.62 * len(found) + 0.3, width=7.2)
             for number, gaps in enumerate(found.values()):
-                row, y = gaps.row(choice.pid), np.array([2 * number, 2 * number + 1])
+                row, y = int(np.searchsorted(gaps.pids, choice.pid)), np.array([2 * number, 2 * number + 1])
                 others = np.delete(gaps.between[:, row], row, axis=1)  # (2, P - 1)
                 name = "another identity, same modality"
                 axis.plot(others.ravel(), np.repeat(y, others.shape[1]), "|", color="#D55E00", alpha=0.5, label=name)
                 axis.plot(gaps.nearest[:, row], y, "D", color="#D55E00", markersize=5, label="nearest of these")
                 for x, height, pid in zip(gaps.nearest[:, row], y, gaps.neighbors[:, row], strict=True):
                     axis.text(x, height + 0.2, str(pid), fontsize=7, ha="center", va="top")
-                ends, name = [y[0] - 0.4, y[1] + 0.4], "same identity, other modality"
-                axis.plot([gaps.cross[row]] * 2, ends, "--", color="#0072B2", label=name)
+                name = "same identity, other modality"
+                axis.plot([gaps.cross[row]] * 2, [y[0] - 0.4, y[1] + 0.4], "--", color="#0072B2", label=name)
             axis.set_yticks(range(len(lines)), lines)
             axis.set(xlim=(0, None), ylim=(len(lines) - 0.3, -0.6))
             title = self.title(f"Modality gap of identity {choice.pid}", choice)
@@ -241,8 +264,11 @@ class Exploration:
     def gallery(self, choice: Choice, variant: str) -> tuple[str, Tile, list[Tile]]:
         """Heading, query and the first `top` images of its gallery, then the nearest of those the protocol ignores."""
         query, gallery = self.sides(choice.split, variant, choice.seed, choice.feature, choice.setting)
-        query, store = query[query.rows == choice.query], self.store(choice.split)
-        protocol = self.protocol(choice.split)
+        query, store, protocol = (
+            query[query.rows == choice.query],
+            self.store(choice.split),
+            self.protocol(choice.split),
+        )
         distances = analysis.distance_matrix(query.feat, gallery.feat, choice.metric)[0]
         ranked = analysis.rank_gallery(distances, choice.pid, gallery.pids, protocol.ignore(query, gallery)[0])
         rows = gallery.rows.tolist()
@@ -261,18 +287,23 @@ class Exploration:
             heading += f"; {len(ranked.ignored)} images ignored by the protocol"
         return heading, store_tile(store, choice.query, "query", "query"), tiles
 
-    def ranked_figure(self, choice: Choice) -> StudyFigure:
-        """The ranked gallery of the query for each variant."""
-        rows = [row for variant in choice.variants for row in figures.ranked_rows(*self.gallery(choice, variant))]
-        return figures.image_grid(rows, self.title("Ranked galleries", choice))
-
     def figures(self, choice: Choice) -> dict[str, StudyFigure]:
-        """Every figure of the choice by name."""
-        return {name: getattr(self, f"{name}_figure")(choice) for name in DEPENDS if name != "table"}
+        """Every figure of the choice by name; `ranked` is the query's gallery for each variant."""
+        rows = [row for variant in choice.variants for row in figures.ranked_rows(*self.gallery(choice, variant))]
+        return {
+            "distances": self.distances_figure(choice),
+            "plane": self.plane_figure(choice),
+            "gap": self.gap_figure(choice),
+            "ranked": figures.image_grid(rows, self.title("Ranked galleries", choice)),
+        }
 
 
 # -------------------- controls
 
+WORDS = {  # of the controls
+    **{"split": "split", "seed": "seed", "feature": "feature", "metric": "distance", "color": "colors"},
+    **{"setting": "search", "pid": "identity", "query": "query", "top": "show first"},
+}
 _RUNS = ("split", "seed", "feature", "variants")
 DEPENDS: Mapping[str, tuple[str, ...]] = {  # what each panel shows of a choice
     "table": (*_RUNS, "metric"),
@@ -284,33 +315,28 @@ DEPENDS: Mapping[str, tuple[str, ...]] = {  # what each panel shows of a choice
 
 
 class Explorer:
-    """Controls and panels over the finished runs of a study: display `app`.
+    """Controls and panels over the finished runs of a study: display `app`. `first`: fields of Choice to begin with.
 
-    Arguments after `root` are those of `Exploration.choose`. `choice` is None if such a run is missing: `app` then says
-    what to run. An unknown name raises StudyError.
+    `choice` is None if no such run is finished: `app` then says what to run. An unknown value raises StudyError.
     """
 
     def __init__(self, study: Study, root: str | Path = ".", *, split: str, **first: Any) -> None:
         self.exploration = found = Exploration(study, root)
         self.choice: Choice | None = None
-        if not any(name == split for name, _ in found.runs):
+        if split not in found.options("split", {}):
             found.dataset(split)  # an unknown data set is an error
             self.app: widgets.Widget = widgets.HTML(f"{split} has no finished run: `make repro` makes them")
             return
-        wish = found.choose(split, **first)
-        words = {
-            **{"split": "split", "seed": "seed", "feature": "feature", "metric": "distance", "color": "colors"},
-            **{"setting": "search", "pid": "identity", "top": "show first"},
-        }
+        wish = found.choose(split=split, **first)
         self.controls: dict[str, Any] = {
-            name: widgets.Dropdown(description=description, layout={"width": "auto"})
-            for name, description in words.items()
+            name: widgets.Dropdown(description=words, layout={"width": "auto"}) for name, words in WORDS.items()
         }
         self.controls["query"] = widgets.SelectionSlider(options=[0], description="query", continuous_update=False)
-        known = [variant for variant in study.rows if any(variant in there for there in found.runs.values())]
+        done = {variant for variants in found.runs.values() for variant in variants}
         self.ticks = {
             v: widgets.Checkbox(v in wish.variants, description=found.label(v), indent=False, layout={"width": "auto"})
-            for v in known
+            for v in study.rows
+            if v in done
         }
         self.status = widgets.HTML()
         half = {"width": "49%", "min_width": "440px", "max_width": "640px"}  # two side by side where there is room
@@ -319,7 +345,7 @@ class Explorer:
             **{name: widgets.Image(layout=half) for name in ("distances", "plane")},
             "gap": widgets.Image(layout={"max_width": "100%"}),
         }
-        self._shown: dict[str, Any] = {}
+        self._made: dict[tuple[Any, ...], Any] = {}  # panels by what they show
         rows = [
             [self.controls[name] for name in ("split", "seed", "feature", "metric", "color")],
             [widgets.Label("variants"), *self.ticks.values()],
@@ -344,62 +370,46 @@ class Explorer:
             return
         self._busy = True
         try:
-            self._settle(wish or {})
-            self._draw()
+            self.choice = self._settle(wish or {})
+            self._draw(self.choice)
         except StudyError as error:
             self.status.value = f'<span style="color: #B00020">{html.escape(str(error))}</span>'
         finally:
             self._busy = False
 
-    def _settle(self, wish: Mapping[str, Any]) -> None:
+    def _settle(self, wish: Mapping[str, Any]) -> Choice:
         """Give every control the options that those before it leave; its value stays if it still can."""
-        found = self.exploration
-
-        def fill(name: str, options: Mapping[Any, str]) -> Any:
-            control = self.controls[name]
-            value = wish.get(name, control.value)
+        wanted = {name: control.value for name, control in self.controls.items()}
+        wanted["variants"] = [variant for variant, tick in self.ticks.items() if tick.value]
+        choice = self.exploration.choose(strict=False, **{**wanted, **wish})
+        for name, control in self.controls.items():
+            options = self.exploration.options(name, vars(choice))
             if control.options != (pairs := tuple((words, value) for value, words in options.items())):
                 control.options = pairs
-            control.value = value if value in options else next(iter(options))
-            return control.value
-
-        fill("feature", FEATURES)
-        fill("metric", METRICS)
-        fill("color", COLORS)
-        fill("top", {n: str(n) for n in sorted({*TOPS, wish.get("top", TOPS[0])})})
-        split = fill("split", {name: name for name, _ in found.runs})
-        seed = fill("seed", {number: str(number) for name, number in found.runs if name == split})
+            control.value = getattr(choice, name)
         for variant, tick in self.ticks.items():
-            tick.disabled = variant not in found.runs[split, seed]
-            tick.value = tick.value and not tick.disabled
-        setting = fill("setting", found.protocol(split).settings)
-        queries = found.queries(split, setting, seed)
-        pid = fill("pid", {pid: str(pid) for pid in queries["pid"].unique().tolist()})
-        mine = queries[queries["pid"] == pid]
-        fill("query", dict(zip(mine["row"].tolist(), mine["path"], strict=True)))
+            tick.disabled = variant not in self.exploration.runs[choice.split, choice.seed]
+            tick.value = variant in choice.variants
+        return choice
 
-    def _draw(self) -> None:
-        """Draw the panels whose part of the choice has changed."""
-        variants = tuple(variant for variant, tick in self.ticks.items() if tick.value)
-        if not variants:
-            raise StudyError("no variant is chosen; tick at least one")
+    def _draw(self, choice: Choice) -> None:
+        """Show every panel; one that has been drawn before is not drawn again."""
         found = self.exploration
-        self.choice = choice = Choice(variants=variants, **{name: one.value for name, one in self.controls.items()})
         self.status.value = "computing …"
         for name, fields in DEPENDS.items():
             if name == "plane" and choice.color == "identity":
                 fields = (*fields, "pid")
-            key = [getattr(choice, field) for field in fields]
-            if self._shown.get(name) == key:
-                continue
-            if name == "table":
-                self.panels[name].value = found.table(choice).to_html(float_format="{:.3f}".format, border=0)
-            elif name == "ranked":  # as HTML: drawing the figure takes longer than all other panels
-                self.panels[name].value = "".join(_gallery_html(*found.gallery(choice, one)) for one in variants)
-            else:
-                self.panels[name].value = getattr(found, f"{name}_figure")(choice)._repr_png_()
-            self._shown[name] = key
-        words = f"features {FEATURES[choice.feature]}, last epoch"
+            key = (name, *(getattr(choice, field) for field in fields))
+            if key not in self._made:
+                if name == "table":
+                    self._made[key] = found.table(choice).to_html(float_format="{:.3f}".format, border=0)
+                elif name == "ranked":  # as HTML: drawing the figure takes longer than all other panels
+                    self._made[key] = "".join(_gallery_html(*found.gallery(choice, one)) for one in choice.variants)
+                else:
+                    self._made[key] = getattr(found, f"{name}_figure")(choice)._repr_png_()
+            self.panels[name].value = self._made[key]
+        view = next(iter(found.views(choice).values()))
+        words = f"last epoch; distances and plane of {len(view.sample)} of {len(view.images)} test images"
         self.status.value = f"{words}; {figures.SYNTHETIC}" if found.dataset(choice.split).synthetic else words
 
     def figures(self) -> dict[str, StudyFigure]:
@@ -412,7 +422,7 @@ class Explorer:
         return [path for name, figure in made for path in figures.save(figure, Path(folder) / name)]
 
 
-def _gallery_html(heading: str, query: Tile, ranked: Sequence[Tile]) -> str:
+def _gallery_html(heading: str, query: Tile, ranked: list[Tile]) -> str:
     parts = [f"<p>{html.escape(heading)}</p>"]
     for tile in (query, *ranked):
         stream, color = io.BytesIO(), MARKS[tile.mark][0]

@@ -290,6 +290,42 @@ def modality_probe(records: Sequence[Record], study: Study) -> StudyFigure:
         return finish(figure, title, "balanced accuracy of a linear probe, %")
 
 
+def classifiers(records: Sequence[Record], study: Study) -> StudyFigure | None:
+    """Do C_v and C_r agree, and how hard does L_M pull? A panel per question, a mark per run (docs/why_ml.md).
+
+    Of the records with `analysis.classifier_agreement`; None if there is none.
+    """
+    shown = [(record["variant"], _answers(record["classifiers"])) for record in records if "classifiers" in record]
+    if not shown:
+        return None
+    variants = list(dict.fromkeys(variant for variant, _ in shown))
+    with style():
+        figure, axes = panels(len(shown[0][1]), columns=3, height=2.4)
+        for axis, question in zip(axes, shown[0][1], strict=True):
+            names = list(dict.fromkeys(name for _, answers in shown for name in answers[question]))
+            for variant, answers in shown:
+                look: Any = {key: variant_style(study, variant)[key] for key in ("label", "color")}
+                shift = 0.3 * (variants.index(variant) + 0.5 - len(variants) / 2)
+                y = [names.index(name) + shift for name in answers[question]]
+                axis.plot(list(answers[question].values()), y, "o", markersize=4, alpha=0.6, **look)
+            axis.set_yticks(range(len(names)), names)
+            axis.set(title=question, ylim=(len(names) - 0.5, -0.5))
+            if not question.startswith("accuracy"):
+                axis.set_xlim(min(0, axis.get_xlim()[0]), max(1.02, axis.get_xlim()[1]))
+        return finish(figure, figure_title("Classifiers of mutual learning", records, study))
+
+
+def _answers(measured: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    accuracy = {
+        f"{head}, {side}": 100 * share for head, sides in measured["accuracy"].items() for side, share in sides.items()
+    }
+    return {
+        "cosine of an identity's weights": {"C_v, C_r": measured["cosine"]["mean"]},
+        "accuracy on training images, %": accuracy,
+        "gradient norm at the feature / L_id's": {term: one["mean"] for term, one in measured["gradient"].items()},
+    }
+
+
 def distance_distributions(
     distributions: Mapping[str, Distributions], title: str, gaps: Mapping[str, Mapping[str, float]] | None = None
 ) -> StudyFigure:
@@ -301,14 +337,14 @@ def distance_distributions(
     edges = next(iter(distributions.values())).edges
     assert all(np.array_equal(edges, one.edges) for one in distributions.values()), "the bins differ"
     kinds = [kind for one in distributions.values() for kind in one.kinds.values()]
-    last = max(int(np.flatnonzero(kind.counts).max(initial=0)) for kind in kinds)
-    top = 1.05 * max(kind.density(edges).max() for kind in kinds)
+    last = max(int(np.flatnonzero(np.nan_to_num(kind.density)).max(initial=0)) for kind in kinds)
+    top = 1.05 * max(float(np.nan_to_num(kind.density).max()) for kind in kinds)
     with style():
         figure, axes = panels(len(distributions), columns=2, height=2.6, width=4.4)
         for axis, (label, one) in zip(axes, distributions.items(), strict=True):
             for kind, words in KINDS.items():
                 mean = one.kinds[kind].mean
-                axis.plot((edges[:-1] + edges[1:]) / 2, one.kinds[kind].density(edges), label=words, **KIND_STYLE[kind])
+                axis.plot((edges[:-1] + edges[1:]) / 2, one.kinds[kind].density, label=words, **KIND_STYLE[kind])
                 axis.plot([mean, mean], [0, 0.05 * top], linewidth=2.4, **KIND_STYLE[kind])
             found = one.separation(SAME_CROSS, DIFFERENT_CROSS)
             words = (
@@ -319,6 +355,7 @@ def distance_distributions(
                 words += f"\nmodality gap > nearest / median / mean identity: {shares} %"
             axis.set_title(words, fontsize=8)
             axis.set(xlim=(0, edges[min(last + 2, len(edges) - 1)]), ylim=(0, top))
+            axis.locator_params(nbins=5)  # most of the drawing time goes into ticks
         return finish(figure, title, f"{one.metric} distance", "density")
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,13 @@ from filelock import FileLock, Timeout
 
 class StudyError(ValueError):
     """An error that a user can act on: one sentence with place, finding and remedy."""
+
+
+def escape_unprintable() -> None:
+    """For a command: print characters that the terminal's encoding lacks as escapes, not as a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def sha256_file(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Processes end when the processes that started them are gone, also by SIGKILL."""
+"""Processes end when the processes that started them are gone, also by SIGKILL; and how many may run."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from typing import NoReturn
 import psutil
 
 BATCH = "STUDY_BATCH"  # environment variable with the process id of tools.batch, for the stages that it starts
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
 
 
 def exit_with_parent() -> None:

@@ -5,7 +5,9 @@ PROTOCOLS is their table. A data set names its protocol in params.yaml; a new pr
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,11 +33,9 @@ RANKS = 20  # length of a result's CMC curve
 SCORES = ("cmc1", "cmc5", "cmc10", "cmc20", "mAP", "mINP")
 SYSU_SEARCHES = {"all": (1, 2, 4, 5), "indoor": (1, 2)}  # cameras of the gallery
 _SYSU_SETTINGS = {
-    "all_single": "all-search, single-shot",
-    "all_multi": "all-search, multi-shot",
-    "indoor_single": "indoor-search, single-shot",
-    "indoor_multi": "indoor-search, multi-shot",
+    f"{search}_{shots}": f"{search}-search, {shots}-shot" for search in SYSU_SEARCHES for shots in ("single", "multi")
 }
+_DIRECTIONS = {"infrared_to_visible": "infrared to visible", "visible_to_infrared": "visible to infrared"}
 
 
 @dataclass(frozen=True)
@@ -177,16 +177,14 @@ def camera_pairs(query: Images, gallery: Images, metric: Metric = "cosine") -> l
     One entry per pair with a match: query_camera, gallery_camera, cmc1, mAP, n_query, n_valid, gallery_size. mAP
     depends on gallery size and matches: compare a pair between models rather than pairs with each other.
     """
-    pairs: list[dict[str, float | int]] = []
-    for asked in np.unique(query.camids):
-        side = query[query.camids == asked]
-        for camera in np.unique(gallery.camids):
-            members = gallery[gallery.camids == camera]
-            if np.isin(side.pids, members.pids).any():
-                result = evaluate_regdb(side.feat, side.pids, members.feat, members.pids, metric=metric)
-                pair: dict[str, float | int] = {"query_camera": int(asked), "gallery_camera": int(camera)}
-                pair |= {"cmc1": result.mean["cmc1"], "mAP": result.mean["mAP"], "n_query": result.n_query}
-                pairs.append(pair | {"n_valid": result.n_valid, "gallery_size": result.gallery_size})
+    pairs = []
+    for asked, camera in itertools.product(np.unique(query.camids), np.unique(gallery.camids)):
+        side, members = query[query.camids == asked], gallery[gallery.camids == camera]
+        if np.isin(side.pids, members.pids).any():
+            result = evaluate_regdb(side.feat, side.pids, members.feat, members.pids, metric=metric)
+            pair: dict[str, float | int] = {"query_camera": int(asked), "gallery_camera": int(camera)}
+            pair |= {key: result.mean[key] for key in ("cmc1", "mAP")}
+            pairs.append(pair | {key: getattr(result, key) for key in ("n_query", "n_valid", "gallery_size")})
     return pairs
 
 
@@ -205,13 +203,11 @@ def random_seed_gallery(
     Returns one gallery per row, ascending indices. Raises StudyError if no image is of these cameras.
     Source: the AGW code of Ye et al. (TPAMI 2021), repository mangye16/Cross-Modal-Re-ID-baseline.
     """
-    by_path = np.array(sorted(range(len(pids)), key=lambda index: paths[index]), dtype=np.int64)
-    by_path = by_path[np.isin(camids[by_path], cameras)]
-    if len(by_path) == 0:
-        raise StudyError(f"no gallery image is of the cameras {tuple(cameras)}; check the data set's protocol")
     cells: dict[tuple[int, int], list[int]] = {}
-    for index in by_path.tolist():
+    for index in sorted(np.flatnonzero(np.isin(camids, cameras)).tolist(), key=lambda index: paths[index]):
         cells.setdefault((int(pids[index]), int(camids[index])), []).append(index)
+    if not cells:
+        raise StudyError(f"no gallery image is of the cameras {tuple(cameras)}; check the data set's protocol")
     generators = [random.Random(trial) for trial in range(trials)]  # each draws as after random.seed(trial)
     return np.array([sorted(generator.choice(cells[cell]) for cell in sorted(cells)) for generator in generators])
 
@@ -240,7 +236,7 @@ def score_settings(
             trials = [average(part, len(gallery)) for part, gallery in zip(parts[name], galleries, strict=True)]
         except ValueError as error:
             raise StudyError(f"{name}: {error}") from None
-        results[name] = _result(trials, checked[name][0], cmc)
+        results[name] = over_trials(trials, checked[name][0], cmc)
     return results
 
 
@@ -282,7 +278,8 @@ def _distance_blocks(
         yield rows, distances if len(firsts) == len(same) else distances[:, same]
 
 
-def _result(trials: Sequence[RetrievalMetrics], gallery: Int[np.ndarray, " G"], cmc: CmcLevel) -> ProtocolResult:
+def over_trials(trials: Sequence[RetrievalMetrics], gallery: Int[np.ndarray, " G"], cmc: CmcLevel) -> ProtocolResult:
+    """Means over trials; `gallery` is that of the first."""
     curves = [np.pad(trial.cmc, (0, RANKS), mode="edge")[:RANKS] for trial in trials]
     per_trial = tuple(
         {**{f"cmc{k}": float(curve[k - 1]) for k in (1, 5, 10, 20)}, "mAP": trial.mAP, "mINP": trial.mINP}
@@ -323,7 +320,7 @@ class Protocol:
 
     settings: key -> title, in the order of tables. ablation: the setting of Table 3, of rankings and of scores per
     identity. sides: key -> modality of query and gallery. ignore: pairs that are not ranked. trials: splits over which
-    published scores are averaged, with a model each.
+    published scores are averaged, with a model each. caption: what a table must say about the settings.
     score: (test images, PackedStore, config.Evaluation) to the results of all settings, or of those that can be scored.
     """
 
@@ -333,6 +330,7 @@ class Protocol:
     score: Callable[[Images, Any, Any], dict[str, ProtocolResult]]
     ignore: Ignore = no_pair
     trials: int = 1
+    caption: str = ""
 
 
 def _score_sysu(images: Images, store: Any, evaluation: Any) -> dict[str, ProtocolResult]:
@@ -342,6 +340,7 @@ def _score_sysu(images: Images, store: Any, evaluation: Any) -> dict[str, Protoc
         galleries = {
             f"{search}_single": random_seed_gallery(pool.pids, pool.camids, paths, cameras, evaluation.trials)
             for search, cameras in SYSU_SEARCHES.items()
+            if search == "all" or np.isin(pool.camids, cameras).any()  # validation images may be of fewer cameras
         }
     else:
         if missing := sorted(_SYSU_SETTINGS.keys() - store.galleries.keys()):
@@ -349,16 +348,48 @@ def _score_sysu(images: Images, store: Any, evaluation: Any) -> dict[str, Protoc
                 f"{store.root} has no galleries {', '.join(missing)}; set evaluation.galleries: random_seed"
             )
         stored = {name: store.galleries[name][: evaluation.trials] for name in _SYSU_SETTINGS}
+        if not all(np.isin(rows, pool.rows).all() for rows in stored.values()):
+            raise StudyError(f"{store.root}: its galleries are of test images; set evaluation.galleries: random_seed")
         galleries = {name: np.searchsorted(pool.rows, rows) for name, rows in stored.items()}
     return score_settings(query, pool, galleries, _sysu_ignore, "identity", evaluation.metric)
 
 
-def _score_regdb(images: Images, store: Any, evaluation: Any) -> dict[str, ProtocolResult]:
+def _score_llcm(images: Images, store: Any, evaluation: Any) -> dict[str, ProtocolResult]:
+    """LLCM. Both settings sample one image per identity and camera in each trial: the visible gallery of the first, the
+    infrared queries of the second, whose trials therefore have different queries.
+
+    Source: the evaluation code of the repository ZYK100/LLCM (Zhang and Wang, CVPR 2023).
+    """
+    infrared, visible = images.of_modality(INFRARED), images.of_modality(VISIBLE)
+
+    def sampled(side: Images) -> Int[np.ndarray, "T S"]:
+        paths = store.manifest["path"].iloc[side.rows].tolist()
+        return random_seed_gallery(side.pids, side.camids, paths, np.unique(side.camids).tolist(), evaluation.trials)
+
+    def score(query: Images, galleries: Int[np.ndarray, "T S"]) -> ProtocolResult:
+        settings = {"LLCM": galleries}
+        return score_settings(query, visible, settings, same_identity_and_camera, "identity", evaluation.metric)["LLCM"]
+
+    everyone = np.arange(len(visible))
+    trials = [score(infrared[queries], everyone[None]).trials[0] for queries in sampled(infrared)]
+    second = over_trials(trials, everyone, "identity")
+    return {"infrared_to_visible": score(infrared, sampled(visible)), "visible_to_infrared": second}
+
+
+def _score_both_ways(images: Images, store: Any, evaluation: Any, *, names: Sequence[str]) -> dict[str, ProtocolResult]:
+    """All infrared images against all visible ones, and the reverse; nothing is ignored. names: of the two settings."""
     results = {}
-    for name, sides in PROTOCOLS["regdb"].sides.items():
-        query, gallery = (images.of_modality(side) for side in sides)
-        results[name] = evaluate_regdb(query.feat, query.pids, gallery.feat, gallery.pids, metric=evaluation.metric)
+    for name, query, gallery in zip(names, (INFRARED, VISIBLE), (VISIBLE, INFRARED), strict=True):
+        q, g = images.of_modality(query), images.of_modality(gallery)
+        results[name] = evaluate_regdb(q.feat, q.pids, g.feat, g.pids, metric=evaluation.metric)
     return results
+
+
+def _both_ways(names: Mapping[str, str], trials: int = 1) -> Protocol:
+    """Both directions, infrared queries first. names: key -> title."""
+    sides = dict(zip(names, ((INFRARED, VISIBLE), (VISIBLE, INFRARED)), strict=True))
+    score = functools.partial(_score_both_ways, names=tuple(names))
+    return Protocol(settings=names, ablation=next(iter(names)), sides=sides, score=score, trials=trials)
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -369,11 +400,17 @@ PROTOCOLS: dict[str, Protocol] = {
         score=_score_sysu,
         ignore=_sysu_ignore,
     ),
-    "regdb": Protocol(
-        settings={"thermal_to_visible": "thermal to visible", "visible_to_thermal": "visible to thermal"},
-        ablation="thermal_to_visible",
-        sides={"thermal_to_visible": (INFRARED, VISIBLE), "visible_to_thermal": (VISIBLE, INFRARED)},
-        score=_score_regdb,
-        trials=10,
+    "regdb": _both_ways(
+        {"thermal_to_visible": "thermal to visible", "visible_to_thermal": "visible to thermal"}, trials=10
     ),
+    "llcm": Protocol(
+        settings=_DIRECTIONS,
+        ablation="infrared_to_visible",
+        sides=dict.fromkeys(_DIRECTIONS, (INFRARED, VISIBLE)),
+        score=_score_llcm,
+        ignore=same_identity_and_camera,
+        caption="As published, visible to infrared does not mirror the other direction: sampled infrared images are "
+        "queries, all visible images the gallery.",
+    ),
+    "both_ways": _both_ways(_DIRECTIONS),  # for photographs of one's own
 }

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,15 +28,22 @@ from danet_study.protocols import PROTOCOLS, Protocol
 Record = dict[str, Any]
 
 METRICS = {"cmc1": "Rank-1", "mAP": "mAP"}  # of contrasts and of the bootstrap
-CONFIDENCE, POWER = 0.95, 0.8
-GALLERIES = 10  # draws of SYSU-MM01's protocol
+CONTRASTS = {  # weights of the cells of the 2 x 2 design, and the paper's claim
+    "CC given Baseline": ({"cc": 1, "baseline": -1}, "CC helps"),
+    "CC given ML": ({"both": 1, "ml": -1}, "CC helps"),
+    "ML given Baseline": ({"ml": 1, "baseline": -1}, "ML helps"),
+    "ML given CC": ({"both": 1, "cc": -1}, "ML helps"),
+    "CC and ML given Baseline": ({"both": 1, "baseline": -1}, "both help"),
+    "interaction of CC and ML": ({"both": 1, "cc": -1, "ml": -1, "baseline": 1}, "both add up"),
+}
+LEVEL, POWER = 0.05, 0.8
+GALLERIES = 10  # draws of SYSU-MM01's and LLCM's protocols
 SYNTHETIC = "Synthetic: rendered pedestrians, not comparable with the paper's figures."
-NOT_RUN, INCONCLUSIVE = "not run", "inconclusive: the interval includes zero"
-# fmt: off
-_REQUIRED = ("run", "dataset", "protocol", "synthetic", "partial", "variant", "trial", "seed", "split", "settings",
-             "per_identity", "within", "modality_gap", "probe", "training", "config", "evaluation", "provenance",
-             "versions")
-# fmt: on
+NOT_RUN, INCONCLUSIVE = "not run", "inconclusive"
+_REQUIRED = (
+    *("run", "dataset", "protocol", "synthetic", "partial", "variant", "trial", "seed", "split", "settings", "within"),
+    *("per_identity", "modality_gap", "probe", "training", "config", "evaluation", "provenance", "versions"),
+)
 
 
 # -------------------- records
@@ -56,12 +63,14 @@ class Results:
         return PROTOCOLS[self.dataset.protocol]
 
     @property
-    def variants(self) -> dict[str, str]:  # labels by name, in table order
-        return {config.variant: config.label for config in self.configs.values()}
+    def title(self) -> str:
+        """The data set as captions name it; a rendered one says so whatever its title."""
+        title = self.dataset.title
+        return f"{title} (rendered)" if self.dataset.synthetic and "rendered" not in title else title
 
     @property
-    def missing(self) -> list[str]:
-        return [run for run in self.configs if run not in self.records]
+    def variants(self) -> dict[str, str]:  # labels by name, in table order
+        return {config.variant: config.label for config in self.configs.values()}
 
     @property
     def notes(self) -> list[str]:
@@ -69,6 +78,8 @@ class Results:
         records = self.records.values()
         settings = [setting for record in records for setting in record["settings"].values()]
         notes = [SYNTHETIC] if self.dataset.synthetic else []
+        if any(record["split"] == "val" for record in records):
+            notes.append("Scored on validation identities.")
         if any(record["partial"] for record in records):
             notes.append("Partial: only a part of the data set was prepared, so these are not the benchmark's figures.")
         if any(setting.get("galleries") == "random_seed" for setting in settings):
@@ -76,7 +87,7 @@ class Results:
         for metric in sorted({setting["metric"] for setting in settings if "metric" in setting}):
             notes.append(f"Ranked by {metric} distance of the features as they are, not by cosine distance.")
         draws = min((len(setting["per_trial"]["cmc1"]) for setting in settings), default=GALLERIES)
-        if self.dataset.protocol == "sysu_mm01" and draws < GALLERIES:
+        if self.dataset.protocol in ("sysu_mm01", "llcm") and draws < GALLERIES:
             notes.append(f"Means over {draws} of the protocol's {GALLERIES} galleries.")
         return notes
 
@@ -98,6 +109,11 @@ class Results:
         gaps = {config.seed for config in listed if config.name not in self.records}
         return sorted({config.seed for config in listed} - gaps)
 
+    def of(self, variant: str) -> list[Record]:
+        """The records of a variant's `seeds`."""
+        seeds = self.seeds(variant)
+        return [one for one in self.records.values() if one["variant"] == variant and one["seed"] in seeds]
+
     def values(self, variant: str, setting: str, metric: str) -> list[float]:
         """A score for each of `seeds(variant)`, averaged over the trials; empty where the setting was not scored."""
         keys = [(variant, setting, metric, seed) for seed in self.seeds(variant)]
@@ -118,20 +134,16 @@ def load_results(study: Study, dataset: str, results: Path | str = "results") ->
     if not configs:
         listed = ", ".join(study.plan.datasets)
         raise StudyError(f"params.yaml, study.splits: no split of data set {dataset!r}, only of {listed}")
-    return collect(study, configs, results)
-
-
-def collect(study: Study, configs: Sequence[RunConfig], results: Path | str = "results") -> Results:
-    """`Results` of any runs of one data set, such as the rows of the sensitivity study."""
     records = load_records(configs, Path(results) / "records")
     return Results(configs[0].dataset, {config.name: config for config in configs}, records, study.bootstrap)
 
 
-def load_records(configs: Iterable[RunConfig], folder: Path) -> dict[str, Record]:
+def load_records(configs: Iterable[RunConfig], folder: Path, *, skip_stale: bool = False) -> dict[str, Record]:
     """The records that exist of `configs`, by run name.
 
     Raises StudyError for a damaged record, one of another run or data set, one made with other numbers than params.yaml
-    has now, and for records over different data or backbone weights: no table may mix them.
+    has now, and for records over different data or backbone weights: no table may mix them. With `skip_stale` such a
+    record is left out, unless it is damaged.
     """
     exit_with_pipeline()  # every stage that tables or draws comes through here
     records: dict[str, Record] = {}
@@ -140,11 +152,15 @@ def load_records(configs: Iterable[RunConfig], folder: Path) -> dict[str, Record
         if not path.exists():
             continue
         record = load_record(path)
-        _require(path, {"run": config.name, "dataset": config.dataset.name}, record)
-        _require(path, {"config": config.resolved(), "evaluation": config.evaluation.model_dump()}, record)
-        for name, first in list(records.items())[:1]:
-            _require(path, _shared(first), _shared(record), source=name)
-        records[config.name] = record
+        first = next(iter(records.values()), record)
+        made = {"run": config.name, "dataset": config.dataset.name, "config": config.resolved()}
+        made["evaluation"] = config.evaluation.model_dump()
+        shared = _differing(_shared(first), _shared(record), first["run"])
+        stale = [*_differing(made, record, "params.yaml"), *shared]
+        if not stale:
+            records[config.name] = record
+        elif not skip_stale:
+            raise StudyError(f"{path}: {stale[0]}; run `dvc repro`")
     return records
 
 
@@ -154,28 +170,29 @@ def _shared(record: Record) -> dict[str, Any]:
     return hashes | {key: record[key] for key in ("split", "partial", "synthetic")}
 
 
-def load_record(path: Path) -> Record:
-    """One evaluation record. Raises StudyError for a damaged file, a missing key or a score outside 0 to 1."""
-    record = read_json(path)
-    for key in _REQUIRED:
-        if not isinstance(record, dict) or key not in record:
-            raise StudyError(f"{path}: no key {key!r}, so it is damaged; remove it and run `dvc repro`")
-    try:
-        scores = list(_scores(record))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise StudyError(f"{path}: scores are damaged ({error!r}); remove it and run `dvc repro`") from None
-    for setting, metric, value in scores:
-        if not 0 <= value <= (math.inf if setting == "training" else 1):
-            raise StudyError(f"{path}: {setting} {metric} is {value}; remove the file and run `dvc repro`")
-    return record
-
-
-def _require(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any], source: str = "params.yaml") -> None:
+def _differing(expected: Mapping[str, Any], found: Mapping[str, Any], source: str) -> Iterator[str]:
     a, b = leaves(expected), leaves({key: found[key] for key in expected})
     for key in sorted(a.keys() | b.keys()):
         if a.get(key) != b.get(key):
             there, here = (str(value)[:12] if "sha256" in key else value for value in (b.get(key), a.get(key)))
-            raise StudyError(f"{path}: {key} is {there}, but {here} in {source}; run `dvc repro`")
+            yield f"{key} is {there}, but {here} in {source}"
+
+
+def load_record(path: Path) -> Record:
+    """One evaluation record. Raises StudyError for a damaged file, a missing key or a score outside 0 to 1."""
+    record = read_json(path)
+    try:
+        limits = {"training": math.inf, "classifiers": math.inf}  # nats, counts and ratios
+        faults = [f"no key {key!r}" for key in _REQUIRED if key not in record] or [
+            f"{setting} {metric} is {value}"
+            for setting, metric, value in _scores(record)
+            if not (-1 if metric == "cosine" else 0) <= value <= limits.get(setting, 1)
+        ]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        faults = [f"scores are damaged ({error!r})"]
+    if faults:
+        raise StudyError(f"{path}: {faults[0]}; remove the file and run `dvc repro`")
+    return record
 
 
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -194,6 +211,10 @@ def _scores(record: Record) -> Iterator[tuple[str, str, float]]:
     groups["modality_gap_pretrained"] = {key: gap["pretrained"][key] for key in shares}
     groups["probe"] = record["probe"]
     groups["training"] = {**training["final"], "steps": training["steps"], "epochs": training["epochs"]}
+    if one := record.get("classifiers"):  # of variants that train C_v and C_r
+        accuracy = {f"{head}_{side}": share for head, sides in one["accuracy"].items() for side, share in sides.items()}
+        ratios = {term: ratio["mean"] for term, ratio in one["gradient"].items()}
+        groups["classifiers"] = {"cosine": one["cosine"]["mean"], **accuracy, **ratios}
     for setting, metrics in groups.items():
         for metric, value in metrics.items():
             yield setting, metric, float(value)
@@ -204,46 +225,17 @@ def _scores(record: Record) -> Iterator[tuple[str, str, float]]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean or a contrast of means, with what its seeds tell about another training; NaN where n = 1.
-
-    n: seeds of the smallest group. sd: standard deviation of a run (n - 1, pooled over groups). se: standard error.
-    """
+    """A mean or a contrast of means, with what its seeds tell about another training; NaN where n = 1."""
 
     value: float
-    n: int
-    sd: float
-    se: float
-    df: int
-
-    @property
-    def critical(self) -> float:
-        """The t value that the interval ends at."""
-        return float(special.stdtrit(self.df, (1 + CONFIDENCE) / 2))
-
-    @property
-    def half(self) -> float:
-        """Half the width of the 95 % t interval."""
-        return self.critical * self.se
-
-    @property
-    def p(self) -> float:
-        """Two-sided p value of the t test against zero."""
-        if self.se == 0:
-            return float(self.value == 0)
-        return float(2 * special.stdtr(self.df, -abs(self.value) / self.se))
-
-    @property
-    def prediction_half(self) -> float:
-        """Half the width of the 95 % interval that one further run falls into: t(n - 1) * sd * sqrt(1 + 1 / n)."""
-        return self.critical * self.sd * math.sqrt(1 + 1 / self.n)
-
-    @property
-    def detectable(self) -> float:
-        """The smallest true value that this test finds with 80 % power, were `se` the true one."""
-        if math.isnan(self.se):
-            return math.nan
-        # noncentrality at which the t statistic exceeds `critical` with 80 %; the far tail adds next to nothing
-        return float(special.nctdtrinc(self.df, 1 - POWER, self.critical) * self.se)
+    n: int  # seeds of the smallest group
+    df: int = 0
+    sd: float = math.nan  # standard deviation of a run (n - 1, pooled over groups)
+    se: float = math.nan  # standard error of `value`
+    half: float = math.nan  # half the width of the 95 % t interval
+    p: float = math.nan  # two-sided t test against zero
+    prediction_half: float = math.nan  # of the 95 % interval of one further run: t(n - 1) * sd * sqrt(1 + 1 / n)
+    detectable: float = math.nan  # the smallest true value that the test finds with 80 % power, were `se` the true one
 
     def verdict(self, above: str = "helps", below: str = "hurts") -> str:
         """Which side of zero the 95 % interval lies on."""
@@ -252,6 +244,12 @@ class Estimate:
         if abs(self.value) <= self.half:
             return INCONCLUSIVE
         return above if self.value > 0 else below
+
+    def row(self, above: str = "helps", below: str = "hurts") -> dict[str, Any]:
+        """What a table of differences says of it."""
+        low, high = self.value - self.half, self.value + self.half
+        row = {"difference": self.value, "low": low, "high": high, "n": self.n, "df": self.df, "p": self.p}
+        return {**row, "detectable": self.detectable, "verdict": self.verdict(above, below)}
 
 
 def estimate(groups: Sequence[Sequence[float]], weights: Sequence[float] = (1.0,)) -> Estimate | None:
@@ -265,29 +263,25 @@ def estimate(groups: Sequence[Sequence[float]], weights: Sequence[float] = (1.0,
         return None
     value, n = sum(weight * float(np.mean(group)) for group, weight in used), min(len(group) for group, _ in used)
     if n == 1:
-        return Estimate(value, 1, math.nan, math.nan, 0)
+        return Estimate(value, 1)
     filled = [group for group in groups if group]
     df = sum(len(group) - 1 for group in filled)
     variance = sum(float(np.var(group)) * len(group) for group in filled) / df
-    error = math.sqrt(variance * sum(weight**2 / len(group) for group, weight in used))
-    return Estimate(value, n, math.sqrt(variance), error, df)
+    sd, se = math.sqrt(variance), math.sqrt(variance * sum(weight**2 / len(group) for group, weight in used))
+    p = 2 * special.stdtr(df, -abs(value) / se) if se else value == 0
+    t = special.stdtrit(df, 1 - LEVEL / 2)
+    # noncentrality at which the t statistic exceeds t with 80 %; the far tail adds next to nothing
+    detectable = special.nctdtrinc(df, 1 - POWER, t) * se
+    return Estimate(value, n, df, sd, se, t * se, float(p), t * sd * math.sqrt(1 + 1 / n), detectable)
 
 
-def score(results: Results, variant: str, setting: str, metric: str, scale: float = 100.0) -> Estimate | None:
-    """Mean over seeds of one score of a variant, in percent unless `scale` is 1; None where it was not run."""
+def score(results: Results, variant: str, setting: str, metric: str, scale: float | None = None) -> Estimate | None:
+    """Mean over seeds of one score of a variant, in percent (`training`: as it is); None where it was not run."""
+    scale = scale or (1.0 if setting == "training" else 100.0)
     return estimate([[scale * value for value in results.values(variant, setting, metric)]])
 
 
 # -------------------- contrasts between variants
-
-
-class Contrast(NamedTuple):
-    """A weighted sum of variants, and what it is called when it lies above and below zero."""
-
-    name: str
-    weights: dict[str, float]
-    above: str = "helps"
-    below: str = "hurts"
 
 
 def factorial(results: Results) -> dict[str, str]:
@@ -296,170 +290,165 @@ def factorial(results: Results) -> dict[str, str]:
     CC is the term L_cc, ML is L_M (with L_sid). The Baseline is the first listed variant with neither; the others
     differ from it in these terms only, and "both" has the terms of "cc" and "ml" as they are there.
     """
-    configs: dict[str, RunConfig] = {}
-    for config in results.configs.values():
-        configs.setdefault(config.variant, config)
-    cells: dict[str, str] = {}
-    for cell, terms in (("baseline", set()), ("cc", {"L_cc"}), ("ml", {"L_M"}), ("both", {"L_cc", "L_M"})):
-        for name, config in configs.items():
-            first = configs[cells.get("baseline", name)]
-            parts = [configs[part].losses for part in cells.values()] if cell == "both" else [first.losses]
-            alike = (config.recipe, config.model) == (first.recipe, first.model)
-            alike &= all(losses.items() <= config.losses.items() for losses in parts)
-            alike &= config.losses.keys() <= first.losses.keys() | {"L_cc", "L_sid", "L_M"}
-            if alike and config.losses.keys() & {"L_cc", "L_M"} == terms:
-                cells.setdefault(cell, name)
-    return cells if "baseline" in cells else {}
-
-
-def contrasts(results: Results) -> list[Contrast]:
-    """The effects of the 2 x 2 design, its interaction, and every further variant less the Baseline."""
-    cells, found = factorial(results), []
-    pairs = {
-        "CC given Baseline": ("cc", "baseline"),
-        "ML given Baseline": ("ml", "baseline"),
-        "CC given ML": ("both", "ml"),
-        "ML given CC": ("both", "cc"),
-        "CC and ML given Baseline": ("both", "baseline"),
+    configs = {config.variant: config for config in results.configs.values()}
+    plain = [name for name, config in configs.items() if not config.losses.keys() & {"L_cc", "L_M"}]
+    if not plain:
+        return {}
+    base = configs[plain[0]]
+    added = {  # terms, by variant
+        name: {term: config.losses[term] for term in config.losses.keys() - base.losses.keys()}
+        for name, config in configs.items()
+        if (config.recipe, config.model) == (base.recipe, base.model) and base.losses.items() <= config.losses.items()
     }
-    for name, (a, b) in pairs.items():
-        if a in cells and b in cells:
-            found.append(Contrast(name, {cells[a]: 1.0, cells[b]: -1.0}))
-    if len(cells) == 4:
-        weights = {cells["both"]: 1.0, cells["cc"]: -1.0, cells["ml"]: -1.0, cells["baseline"]: 1.0}
-        found.append(Contrast("interaction of CC and ML", weights, "more than additive", "less than additive"))
-    for name, label in results.variants.items():
+    cells = {"baseline": plain[0]}
+    for cell, wanted in {"cc": {"L_cc"}, "ml": {"L_M"}, "both": {"L_cc", "L_M"}}.items():
+        parts = [added[name] for name in cells.values()] if cell == "both" else []
+        for name, terms in added.items():
+            if terms.keys() - {"L_sid"} == wanted and all(part.items() <= terms.items() for part in parts):
+                cells.setdefault(cell, name)
+    return cells
+
+
+def contrasts(results: Results) -> dict[str, dict[str, int]]:
+    """Weights of variants by name: the 2 x 2 design as far as it is listed, then every other variant less Baseline."""
+    cells, labels = factorial(results), results.variants
+    found = {
+        name: {cells[cell]: weight for cell, weight in weights.items()}
+        for name, (weights, _) in CONTRASTS.items()
+        if weights.keys() <= cells.keys()
+    }
+    for name in labels:
         if cells and name not in cells.values():
-            baseline = cells["baseline"]
-            found.append(Contrast(f"{label} − {results.variants[baseline]}", {name: 1.0, baseline: -1.0}))
+            found[f"{labels[name]} − {labels[cells['baseline']]}"] = {name: 1, cells["baseline"]: -1}
     return found
 
 
-def effect(results: Results, contrast: Contrast, metric: str) -> Estimate | None:
+def effect(results: Results, weights: Mapping[str, int], metric: str) -> Estimate | None:
     """A contrast in the ablation's setting, in points, with the variance pooled over all variants; None if not run."""
-    if not contrast.weights.keys() <= results.variants.keys():
-        return None
     setting = results.protocol.ablation
     groups = [[100 * value for value in results.values(name, setting, metric)] for name in results.variants]
-    return estimate(groups, [contrast.weights.get(name, 0.0) for name in results.variants])
+    return estimate(groups, [weights.get(name, 0) for name in results.variants])
 
 
 def differences(results: Results) -> pd.DataFrame:
     """All contrasts in Rank-1 and mAP of the ablation's setting, in points, with both kinds of interval.
 
-    low, high, p, detectable: over seeds (another training). gallery_low, gallery_high: over test identities, with these
-    models and this gallery (`identity_bootstrap`). p is not corrected for the number of contrasts.
+    low, high, p, holm, detectable: over seeds (another training). gallery_low, gallery_high: over test identities, with
+    these models and this gallery (`over_identities`).
     """
-    rows = []
-    for contrast in contrasts(results):
+    setting, rows = results.protocol.ablation, []
+    start = {"dataset": results.dataset.name, "synthetic": results.dataset.synthetic, "setting": setting}
+    for contrast, weights in contrasts(results).items():
+        words = ("helps", "hurts") if len(weights) == 2 else ("more than additive", "less than additive")
         for metric, title in METRICS.items():
-            one = effect(results, contrast, metric)
-            row: dict[str, Any] = {
-                "dataset": results.dataset.name,
-                "synthetic": results.dataset.synthetic,
-                "setting": results.protocol.ablation,
-                "contrast": contrast.name,
-                "variants": " ".join(f"{weight:+.0f}*{name}" for name, weight in contrast.weights.items()),
-                "metric": title,
-                "verdict": one.verdict(contrast.above, contrast.below) if one else NOT_RUN,
-            }
-            if one:
-                row |= {"difference": one.value, "low": one.value - one.half, "high": one.value + one.half}
-                row |= {"n": one.n, "df": one.df, "p": one.p, "detectable": one.detectable}
-                row |= identity_bootstrap(results, contrast, metric)
+            variants = " ".join(f"{weight:+}*{name}" for name, weight in weights.items())
+            row = {**start, "contrast": contrast, "variants": variants, "metric": title, "verdict": NOT_RUN}
+            if one := effect(results, weights, metric):
+                values, n = identity_differences({name: results.of(name) for name in weights}, weights, metric)
+                low, high, _ = over_identities(values, n, results.bootstrap)
+                row |= {**one.row(*words), "gallery_low": low, "gallery_high": high, "identities": values.shape[1]}
             rows.append(row)
-    order = "dataset synthetic setting contrast variants metric difference low high n df p detectable verdict"
-    return pd.DataFrame(rows, columns=[*order.split(), "gallery_low", "gallery_high", "identities"])
+    order = "dataset synthetic setting contrast variants metric difference low high n df p holm detectable verdict"
+    return adjust(pd.DataFrame(rows, columns=[*order.split(), "gallery_low", "gallery_high", "identities"]))
+
+
+def adjust(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with `holm`, p adjusted for all rows of a score; above `LEVEL` a row is inconclusive."""
+    for _, rows in table[table["p"].notna()].groupby("metric"):
+        table.loc[rows.index, "holm"] = holm(rows["p"].to_numpy(float))
+    return table.assign(verdict=table["verdict"].mask(table["holm"] > LEVEL, INCONCLUSIVE))
+
+
+def holm(p: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """Holm-Bonferroni adjusted p values: the k-th smallest of N times N - k + 1, made monotone, at most 1.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics, 1979.
+    """
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted
 
 
 # -------------------- over test identities
 
 
-def paired_bootstrap(
-    values: Float[np.ndarray, "S P"], n: Float[np.ndarray, "S P"], *, resamples: int, confidence: float, seed: int
-) -> tuple[float, float]:
-    """Percentile interval of the mean over queries, then splits, when test identities are drawn with replacement.
+def over_identities(
+    values: Float[np.ndarray, "S P"], n: Float[np.ndarray, "S P"], numbers: Bootstrap
+) -> tuple[float, float, float]:
+    """The mean over queries, then splits: low and high of its interval over test identities, and p of no difference.
 
     values: score differences by split and identity, means over the identity's queries. n: valid queries of each, 0
     where a split does not test the identity. An identity is drawn with all its queries, of all splits: they show one
-    person in the same clothes. The models and the gallery are fixed, so the interval holds with this gallery and says
-    nothing about another training.
-    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993.
+    person in the same clothes. The models and the gallery are fixed, so the test holds with this gallery and says
+    nothing about another training. Interval: percentiles of draws with replacement (Efron and Tibshirani, "An
+    Introduction to the Bootstrap", 1993). p: two-sided, the sign of each identity's difference is drawn (Fisher, "The
+    Design of Experiments", 1935).
     """
-    people = values.shape[1]
-    drawn = np.random.default_rng(seed).multinomial(people, np.full(people, 1 / people), resamples)
+    people, rng = values.shape[1], np.random.default_rng(numbers.seed)
+    drawn = rng.multinomial(people, np.full(people, 1 / people), numbers.resamples)
     queries = drawn @ n.T
     sums = np.divide(drawn @ (n * values).T, queries, out=np.zeros(queries.shape), where=queries > 0)
     means = sums.sum(axis=1) / (queries > 0).sum(axis=1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    low, high = np.quantile(means, [(1 - numbers.confidence) / 2, (1 + numbers.confidence) / 2])
+    shares = (n * values / n.sum(axis=1, keepdims=True)).mean(axis=0)
+    signs = rng.choice([-1.0, 1.0], (numbers.resamples, people))
+    extreme = np.abs(signs @ shares) >= abs(shares.sum()) - 1e-9
+    return float(low), float(high), (1 + int(extreme.sum())) / (1 + numbers.resamples)
 
 
-def identity_bootstrap(results: Results, contrast: Contrast, metric: str) -> dict[str, float]:
-    """`paired_bootstrap` of a contrast in points (gallery_low, gallery_high), each variant averaged over its seeds."""
-    every = results.records.values()
-    records = {
-        name: [record for record in every if record["variant"] == name and record["seed"] in results.seeds(name)]
-        for name in contrast.weights
-    }
-    return _bootstrap(records, contrast.weights, metric, results.bootstrap)
+def identity_differences(
+    records: Mapping[str, Sequence[Record]], weights: Mapping[str, int], metric: str
+) -> tuple[Float[np.ndarray, "S P"], Float[np.ndarray, "S P"]]:
+    """A weighted sum of variants in points by split and test identity, and the valid queries of each.
 
-
-def _bootstrap(
-    records: Mapping[str, Sequence[Record]], weights: Mapping[str, float], metric: str, numbers: Bootstrap
-) -> dict[str, float]:
+    records: of each variant, averaged over its seeds. Raises StudyError if they were not tested on the same queries.
+    """
     key = {"cmc1": "cmc1", "mAP": "ap"}[metric]
-    tables = {name: pd.concat([_identities(record) for record in found]) for name, found in records.items()}
-    counts = pd.concat(tables.values()).groupby(["trial", "pid"])["n"].agg(["min", "max"])
-    if (counts["min"] != counts["max"]).any() or len({frozenset(table.index) for table in tables.values()}) > 1:
+    rows = [
+        (name, one["trial"], *values)
+        for name, found in records.items()
+        for one in found
+        for values in zip(*(one["per_identity"][column] for column in ("pids", "n", key)), strict=True)
+    ]
+    frame = pd.DataFrame(rows, columns=["variant", "trial", "pid", "n", "score"])
+    means = frame.pivot_table(index=["trial", "pid"], columns="variant", values="score")
+    n = frame.groupby(["trial", "pid"])["n"].agg(["min", "max"])
+    if means.isna().any(axis=None) or (n["min"] != n["max"]).any():
         raise StudyError(f"{' and '.join(records)}: test queries differ between the records; run `dvc repro`")
-    means = [weights[name] * table.groupby(["trial", "pid"])[key].mean() for name, table in tables.items()]
-    change = 100 * sum(means[1:], means[0])
-    values, n = (table.unstack(fill_value=0).to_numpy(float) for table in (change, counts["min"]))
-    low, high = paired_bootstrap(
-        values, n, resamples=numbers.resamples, confidence=numbers.confidence, seed=numbers.seed
-    )
-    return {"gallery_low": low, "gallery_high": high, "identities": values.shape[1]}
-
-
-def _identities(record: Record) -> pd.DataFrame:
-    found = record["per_identity"]
-    index = pd.MultiIndex.from_product([[record["trial"]], found["pids"]], names=["trial", "pid"])
-    return pd.DataFrame({key: found[key] for key in ("n", "cmc1", "ap")}, index=index)
+    change = 100 * means[list(weights)].dot(pd.Series(weights))
+    values, counts = (table.unstack(fill_value=0).to_numpy(float) for table in (change, n["min"]))
+    return values, counts
 
 
 # -------------------- two runs
 
 
-class Comparison(NamedTuple):
-    """Two records: where their configurations differ, scores in percent, and differences with intervals."""
+def compare(a: Record, b: Record, bootstrap: Bootstrap) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two runs over the same test identities, whatever their configurations: what differs, and scores in percent.
 
-    configuration: pd.DataFrame
-    scores: pd.DataFrame
-    identities: pd.DataFrame
-
-
-def compare(a: Record, b: Record, bootstrap: Bootstrap) -> Comparison:
-    """Two runs over the same test identities, whatever their configurations: b less a, in points.
-
-    Raises StudyError when they were tested on different data.
+    Configuration: key, a, b. Scores: setting, metric, a, b, difference (b less a); in the ablation's setting also
+    intervals over test identities and p (`over_identities`), with these two models and this gallery.
+    Raises StudyError when they were tested on different data or queries.
     """
     for key, one, other in (("protocol", a, b), ("data_sha256", a["provenance"], b["provenance"])):
         if one[key] != other[key]:
             raise StudyError(f"{a['run']} and {b['run']}: {key} differs, so their scores cannot be compared")
-    ours, theirs = (leaves({key: record[key] for key in ("config", "evaluation")}) for record in (a, b))
-    values = [(k, ours.get(k, "absent"), theirs.get(k, "absent")) for k in sorted(ours.keys() | theirs.keys())]
-    changed = [row for row in values if row[1] != row[2]]
-    rows, resampled = [], []
+    parts = [{key: record[key] for key in ("config", "evaluation", "versions")} for record in (a, b)]
+    ours, theirs = (pd.Series(leaves(part), dtype=object) for part in parts)
+    configuration = pd.DataFrame({"a": ours, "b": theirs}).fillna("absent").rename_axis("key").reset_index()
+    records, rows = {"a": [a], "b": [b]}, []
     for setting in (name for name in a["settings"] if name in b["settings"]):
         for metric, title in METRICS.items():
             one, other = (100 * record["settings"][setting]["mean"][metric] for record in (a, b))
-            rows.append((setting, title, one, other, other - one))
+            row = {"setting": setting, "metric": title, "a": one, "b": other, "difference": other - one}
             if setting == PROTOCOLS[a["protocol"]].ablation:
-                found = _bootstrap({"a": [a], "b": [b]}, {"a": -1.0, "b": 1.0}, metric, bootstrap)
-                resampled.append({"metric": title, "difference": other - one, **found})
-    scores = pd.DataFrame(rows, columns=["setting", "metric", "a", "b", "difference"])
-    return Comparison(pd.DataFrame(changed, columns=["key", "a", "b"]), scores, pd.DataFrame(resampled))
+                for prefix, weights in {"a_": {"a": 1}, "b_": {"b": 1}, "": {"a": -1, "b": 1}}.items():
+                    low, high, p = over_identities(*identity_differences(records, weights, metric), bootstrap)
+                    row |= {f"{prefix}low": low, f"{prefix}high": high, "p": p}  # p: the last, of the difference
+            rows.append(row)
+    order = "setting metric a a_low a_high b b_low b_high difference low high p"
+    return configuration[configuration["a"] != configuration["b"]], pd.DataFrame(rows, columns=order.split())
 
 
 def main() -> None:
@@ -470,13 +459,14 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         a, b = map(load_record, arguments.records)
-        found = compare(a, b, load_study(arguments.params).bootstrap)
+        configuration, scores = compare(a, b, load_study(arguments.params).bootstrap)
     except StudyError as error:
         raise SystemExit(f"results: {error}") from None
-    print(f"a: {a['run']}\nb: {b['run']}\n\n{found.configuration.to_string(index=False)}\n")
-    for table in (found.scores, found.identities):
-        print(table.to_string(index=False, float_format="%.2f"), end="\n\n")
-    print("gallery_low, gallery_high: interval over test identities, with these two models and this gallery.")
+    print(*(f"{name}: {path}" for name, path in zip("ab", arguments.records, strict=True)), sep="\n", end="\n\n")
+    print("same configuration" if configuration.empty else configuration.to_string(index=False), end="\n\n")
+    p_text = scores["p"].map("{:.4f}".format, na_action="ignore")
+    print(scores.assign(p=p_text).to_string(index=False, float_format="%.2f", na_rep=""))
+    print("low, high, p: over test identities, with these two models and this gallery; not over another training.")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +29,7 @@ from danet_study.config import Augment
 from danet_study.data import normalize
 from danet_study.determinism import deterministic, resolve_device
 from danet_study.figures import StudyFigure, Tile
-from danet_study.files import StudyError, atomic_path
+from danet_study.files import StudyError, atomic_path, escape_unprintable
 from danet_study.store import decode, printable
 
 BATCH = 64  # images per forward pass: 384x128 through ResNet-50 needs less than 1 GB
@@ -42,8 +41,8 @@ SIXTEEN_BITS = (0.0, 65535.0)
 class Search:
     """G gallery images ranked for each of Q queries by cosine distance of the run's test feature.
 
-    gallery: paths in natural order, without the queries themselves; order: gallery indices, nearest first, ties in the
-    order of `gallery`. skipped: files that are no images; broken: a sentence for each image that cannot be decoded.
+    gallery: sorted paths; order: gallery indices, nearest first, ties in the order of `gallery`. broken: a sentence for
+    each file that cannot be decoded.
     """
 
     run: str
@@ -51,7 +50,6 @@ class Search:
     gallery: list[Path]
     order: list[np.ndarray]  # for each query, without the query itself
     distances: Float[np.ndarray, "Q G"]
-    skipped: list[Path]
     broken: list[str]
 
     def table(self, top: int = 10) -> pd.DataFrame:
@@ -83,10 +81,10 @@ def search(
     features: str | Path | None = None,
     device: str = "auto",
 ) -> Search:
-    """Rank the images below the folder `gallery` for one or several query images.
+    """Rank the images below the folder `gallery`, in any format that Pillow reads, for one or several query images.
 
     run: the folder of a trained run. features: an .npz to write paths and features of the gallery to.
-    A query in the gallery is not ranked for itself. Broken gallery images are left out and reported.
+    A query in the gallery is not ranked for itself. Files that cannot be decoded are left out and reported.
 
     Raises StudyError for a missing run, query or folder, a broken query, a gallery without a usable image, and a run
     whose network needs to know the modality of an image.
@@ -94,7 +92,7 @@ def search(
     asked_for = [Path(query) for query in ([queries] if isinstance(queries, (str, Path)) else queries)]
     if absent := next((query for query in asked_for if not query.is_file()), None):
         raise StudyError(f"query {printable(absent)}: expected an image file, found none; correct the path")
-    paths, skipped = list_images(Path(gallery))
+    paths = list_files(Path(gallery))
     model, record = load_run(run)
     if (stem := record["config"]["model"]["stem"]) != "one":
         raise StudyError(f"{run} has the stem {stem}, which needs each image's modality; choose a one-stream run")
@@ -114,16 +112,14 @@ def search(
         for row, query in zip(distances, asked_for, strict=True)
     ]
     if any(len(row) == 0 for row in order):
-        found = f"{len(broken)} broken images and {len(skipped)} other files"
-        raise StudyError(f"gallery {gallery} has no image to rank, but {found}; choose another folder")
+        raise StudyError(f"gallery {gallery}: found no image to rank, {len(broken)} other files; choose another folder")
     name = f"{record['run']} (pretrained: {record['config']['recipe']['weights']})"
-    return Search(name, asked_for, paths, order, distances, skipped, list(broken.values()))
+    return Search(name, asked_for, paths, order, distances, list(broken.values()))
 
 
-def list_images(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Images below a folder, by the file endings that Pillow reads, and all other files, both in natural order.
+def list_files(folder: Path) -> list[Path]:
+    """All files below a folder, sorted; linked sub-folders are followed, each once, hidden files and folders left out.
 
-    Linked sub-folders are followed, each once; hidden files and folders are left out.
     Raises StudyError if the folder is missing or cannot be read.
     """
     if not folder.is_dir():
@@ -132,10 +128,7 @@ def list_images(folder: Path) -> tuple[list[Path], list[Path]]:
     def refuse(error: OSError) -> None:
         raise StudyError(f"{error.filename} cannot be read ({error.strerror}); check access rights")
 
-    Image.init()
-    endings = {ending for ending, form in Image.registered_extensions().items() if form in Image.OPEN}
-    files: list[Path] = []
-    seen = {folder.resolve()}
+    files, seen = [], {folder.resolve()}
     for parent, below, names in os.walk(folder, onerror=refuse, followlinks=True):
         for name in sorted(below):  # of two links to a folder the first is followed
             target = Path(parent, name).resolve()
@@ -143,9 +136,7 @@ def list_images(folder: Path) -> tuple[list[Path], list[Path]]:
                 below.remove(name)
             seen.add(target)
         files += [Path(parent, name) for name in names if not name.startswith(".")]
-    files.sort(key=_natural)
-    others = [path for path in files if path.suffix.lower() not in endings]
-    return [path for path in files if path.suffix.lower() in endings], others
+    return sorted(files)
 
 
 @torch.inference_mode()
@@ -177,12 +168,6 @@ def embed(
     return np.concatenate(features), broken
 
 
-def _natural(path: Path) -> list[Any]:
-    """`2.jpg` before `10.jpg`."""
-    parts = [re.split(r"(\d+)", name) for name in path.parts]
-    return [[(int(part), "") if part.isdecimal() else (-1, part) for part in name] for name in parts]
-
-
 def _picture(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     """A photograph in a box of one size for all, its shape kept."""
     with Image.open(path) as image:
@@ -199,11 +184,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--features", type=Path, help="an .npz for paths and features of the gallery")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     given = parser.parse_args(arguments)
+    escape_unprintable()
     try:
         found = search(given.query, given.gallery, given.run, features=given.features, device=given.device)
         for query, table in found.table(given.top).groupby("query", sort=False):
             print(f"{query}\n{table[['rank', 'distance', 'path']].to_string(index=False)}\n")
-        for sentence in (*found.broken, *(f"{printable(path)} is no image" for path in found.skipped)):
+        for sentence in found.broken:
             print(f"left out: {sentence}", file=sys.stderr)
         if given.out:
             print(*figures.save(found.figure(given.top), given.out))

@@ -120,7 +120,7 @@ def decode(
         with Image.open(path) as image:
             image.load()
             upright = ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise anything on damaged files
         raise StudyError(f"{printable(path)} cannot be decoded ({type(error).__name__}); replace the file") from None
     if upright.mode.startswith(("I", "F")):
         if intensity is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from danet_study.config import Dataset, Study, load_study
-from danet_study.files import StudyError
+from danet_study.files import StudyError, escape_unprintable
 from danet_study.processes import exit_with_pipeline
 from data_prep import index
 from data_prep.pack import inspect_images, pack
@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
             command.add_argument("--deep", action="store_true", help="also decode every image")
     options = parser.parse_args(arguments)
     exit_with_pipeline()
+    escape_unprintable()
     try:
         run(load_study(), options)
     except StudyError as error:
@@ -84,7 +85,7 @@ def verify(dataset: Dataset, ids_per_batch: int, *, deep: bool = False, workers:
         failures, flat = inspect_images(paths, [*found.manifest["modality"]], image.height, image.width, workers)
         found.findings += failures
         if flat:
-            found.warnings.append(f"{len(flat)} images of nearly one gray value: {index.listed(flat)}")
+            found.warnings.append(f"{len(flat)} nearly constant images: {index.listed(flat)}")
     print(tabulate(found.checks, ["check", "expected", "found", ""], disable_numparse=True))
     _print_accepted(found)
     index.settle(found, dataset)

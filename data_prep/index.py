@@ -1,8 +1,8 @@
 """Reading a raw tree: what a reader returns, the checks that hold for every data set, and data/prepared/<dataset>.
 
-A data set of your own needs a row in params.yaml and a reader; docs/extend.md has an example. `layout` in the row is
-the import path of the reader. The reader takes the folder, the row, and the names of all files in the folder (relative,
-`/`, natural order), and returns an `Index`:
+A data set needs a row in params.yaml and a reader: see docs/extend.md. `layout` in the row is the name of a module of
+data_prep, whose function `read_tree` reads, or the import path of a reader of one's own. A reader takes the folder, the
+row, and the names of all files in the folder (relative, `/`, natural order), and returns an `Index`:
 
 - `manifest` has one row per image: path, pid, camid, modality, and one split column per trial, split_1, split_2, ...
   A split is `train`, `val` or `test`, or empty for an image that the trial does not use.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -28,13 +29,12 @@ from jaxtyping import Int
 
 from danet_core import MODALITIES
 from danet_study.config import Dataset
-from danet_study.files import StudyError, atomic_write_json
+from danet_study.files import StudyError, atomic_write_json, sha256_file
 from danet_study.store import GALLERIES, MANIFEST, printable
 from data_prep.folders import new_folder
 
 PREPARED, INVENTORIES = Path("data/prepared"), Path("data/inventory")
 INVENTORY = "inventory.json"
-READERS = {"sysu_mm01": "data_prep.sysu_mm01.read_sysu", "regdb": "data_prep.regdb.read_regdb"}
 COLUMNS = ["path", "pid", "camid", "modality"]  # and split_<trial>
 SUFFIXES = r"\.(?:jpe?g|png|bmp|tiff?)"  # of images, for the readers' patterns
 SHOWN = 10  # findings in one message
@@ -109,7 +109,7 @@ def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
 
 
 def inventory(dataset: Dataset) -> dict[str, Any]:
-    """Number of files of the raw tree and a hash.
+    """Number of files of the raw tree and a hash; for photographs also that of their reader's source.
 
     The hash of photographs is that of names, sizes and times. A rendered set is rendered if it is missing or was
     edited; its hash is that of the content. Raises StudyError if photographs are missing.
@@ -124,7 +124,8 @@ def inventory(dataset: Dataset) -> dict[str, Any]:
     digest, tree = hashlib.sha256(), scan(root)
     for name, (size, modified) in tree.items():
         digest.update(f"{name}\0{size}\0{modified}\0".encode("utf-8", "surrogateescape"))
-    return {"files": len(tree), "sha256": digest.hexdigest()}
+    reader = sha256_file(Path(inspect.getfile(_reader(dataset))))
+    return {"files": len(tree), "sha256": digest.hexdigest(), "reader_sha256": reader}
 
 
 def write_inventory(dataset: Dataset, folder: Path = INVENTORIES) -> Path:
@@ -269,7 +270,7 @@ def _check_splits(index: Index, dataset: Dataset, ids_per_batch: int) -> None:
     forbid("training identities with one modality only", n_modalities.index[n_modalities == 1])
     n_ids = train.groupby("trial")["pid"].nunique()
     few = n_ids[n_ids < ids_per_batch].items()
-    forbid(f"fewer training identities than recipe.ids_per_batch, {ids_per_batch}", few)
+    forbid(f"too few training identities for recipe.ids_per_batch, {ids_per_batch} (lower it)", few)
 
 
 def _check_galleries(index: Index) -> None:
@@ -279,14 +280,13 @@ def _check_galleries(index: Index) -> None:
 
 
 def _reader(dataset: Dataset) -> Reader:
-    module, _, name = READERS.get(dataset.layout, dataset.layout).rpartition(".")
+    """The function that `layout` names: `read_tree` of a module of data_prep, or an import path."""
+    path = dataset.layout if "." in dataset.layout else f"data_prep.{dataset.layout}.read_tree"
+    module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        known = ", ".join(READERS)
-        raise StudyError(
-            f"datasets.{dataset.name}.layout: {dataset.layout} is neither of {known} nor importable ({error})"
-        ) from None
+        raise StudyError(f"datasets.{dataset.name}.layout: {path} is no reader ({error}); see docs/extend.md") from None
 
 
 def _require_folder(dataset: Dataset) -> None:

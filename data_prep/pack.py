@@ -47,10 +47,9 @@ def pack(
     intensity = intensity_ranges(paths, manifest["modality"], workers)
     with new_folder(packed / dataset.name) as folder:
         _reserve(folder / IMAGES, (len(paths), 3, height, width))
-        decode_row = functools.partial(_decode_row, folder / IMAGES, height, width)
-        ranges = [intensity.get(modality) for modality in manifest["modality"]]
-        jobs = list(zip(range(len(paths)), paths, ranges, strict=True))
-        refuse([failure for failure in parallel(decode_row, jobs, workers) if failure], root)
+        jobs = _jobs(paths, manifest["modality"], intensity)
+        results = parallel(functools.partial(_decode, (height, width), folder / IMAGES), jobs, workers)
+        refuse([failure for failure in results if isinstance(failure, str)], root)
         names = [IMAGES, MANIFEST, *[GALLERIES] * (source / GALLERIES).exists()]
         for name in names[1:]:
             shutil.copyfile(source / name, folder / name)
@@ -86,12 +85,18 @@ def intensity_ranges(paths: Sequence[Path], modalities: Iterable[str], workers: 
 def inspect_images(
     paths: Sequence[Path], modalities: Sequence[str], height: int, width: int, workers: int | None = None
 ) -> tuple[list[str], list[str]]:
-    """Decode all images: a sentence for each that fails, and the paths of those of nearly one gray value."""
-    intensity = intensity_ranges(paths, modalities, workers)
-    jobs = [(path, intensity.get(modality)) for path, modality in zip(paths, modalities, strict=True)]
-    images = list(parallel(functools.partial(_inspect, height, width), jobs, workers))
-    flat = [printable(path) for path, image in zip(paths, images, strict=True) if image is True]
-    return [image for image in images if isinstance(image, str)], flat
+    """Decode all images: a sentence for each that fails, and the paths of those that are nearly constant."""
+    jobs = _jobs(paths, modalities, intensity_ranges(paths, modalities, workers))
+    results = list(parallel(functools.partial(_decode, (height, width), None), jobs, workers))
+    flat = [printable(path) for path, result in zip(paths, results, strict=True) if result is True]
+    return [result for result in results if isinstance(result, str)], flat
+
+
+def _jobs(paths: Sequence[Path], modalities: Iterable[str], intensity: dict[str, Range]) -> list[Any]:
+    """Row, path and range of each image, for `_decode`."""
+    return [
+        (row, path, intensity.get(modality)) for row, (path, modality) in enumerate(zip(paths, modalities, strict=True))
+    ]
 
 
 def _reserve(path: Path, shape: tuple[int, ...]) -> None:
@@ -102,30 +107,20 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> None:
             os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
 
 
-def _pixels(path: Path, height: int, width: int, extremes: Range | None) -> np.ndarray | str:
-    """The image, or a sentence that says what is wrong with it."""
+def _decode(size: tuple[int, int], target: Path | None, job: tuple[int, Path, Range | None]) -> str | bool:
+    """Decode an image into its row of the array file `target`; a sentence if that fails.
+
+    Without `target`: whether the image is nearly constant.
+    """
+    row, path, extremes = job
     try:
-        return decode(path, height, width, extremes)
+        pixels = decode(path, *size, extremes)
     except StudyError as error:
         return str(error)
-    except Exception as error:  # decoders raise anything on damaged files
-        return f"{printable(path)} cannot be decoded ({type(error).__name__}); replace the file"
-
-
-def _decode_row(target: Path, height: int, width: int, job: tuple[int, Path, Range | None]) -> str | None:
-    """Decode an image into its row of the array file; a sentence if that fails."""
-    row, path, extremes = job
-    pixels = _pixels(path, height, width, extremes)
-    if isinstance(pixels, str):
-        return pixels
+    if target is None:
+        return bool(pixels.std(axis=(1, 2)).max() < 2)
     np.load(target, mmap_mode="r+")[row] = pixels
-    return None
-
-
-def _inspect(height: int, width: int, job: tuple[Path, Range | None]) -> str | bool:
-    """Whether an image has nearly one gray value; a sentence if it cannot be decoded."""
-    pixels = _pixels(job[0], height, width, job[1])
-    return pixels if isinstance(pixels, str) else bool(pixels.std() < 2)
+    return False
 
 
 def _extremes(path: Path) -> Range | str | None:

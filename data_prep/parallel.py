@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from danet_study.files import StudyError
-from danet_study.processes import exit_with_parent
+from danet_study.processes import cores, exit_with_parent
 
 
 def parallel(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int | None = None) -> Iterator[Any]:
@@ -19,9 +18,7 @@ def parallel(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int |
 
     `workers`: one per core by default. Raises StudyError if a worker dies.
     """
-    if workers is None:  # macOS has no affinity
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(workers, len(jobs))
+    workers = min(cores() if workers is None else workers, len(jobs))
     if workers <= 1:
         yield from map(function, jobs)
         return

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ FOLDERS = ("visible", "thermal")  # in the order of MODALITIES
 REQUEST = "form of Dongguk University, DBPerson-Recog-DB1"
 IMAGE = re.compile(rf"(visible|thermal)/([0-9]+)/([^/.][^/]*{SUFFIXES})", re.IGNORECASE | re.DOTALL)
 LIST = re.compile(r"idx/((?:train|test)_(?:visible|thermal)_(?:10|[1-9]))\.txt", re.IGNORECASE)
-LINE = re.compile(r"(visible|thermal)[/\\]([0-9]+)[/\\]([^/\\]+?)\s+([0-9]+)[\s,]*", re.IGNORECASE)
+LINE = r"({})[/\\]([0-9]+)[/\\]([^/\\]+?)\s+([0-9]+)[\s,]*"
 
 PUBLISHED: dict[str, Any] = {
     "ids": 412,
@@ -36,19 +35,21 @@ PUBLISHED: dict[str, Any] = {
     "train": 206,  # identities of a trial; as many test
     "shared": (91, 110),  # training identities shared by two trials, least and most
 }
-KEY = ["folder", "pid", "file"]  # of an image; see _key
+KEY = ["folder", "pid", "file"]  # of an image; see split_key
+IN_FILE = ["trial", "split", "folder"]
 
 
-def read_regdb(root: Path, dataset: Dataset, files: Sequence[str]) -> Index:
+def read_tree(root: Path, dataset: Dataset, files: Sequence[str]) -> Index:
     """Index of a tree in RegDB's layout: visible rows, then infrared; one split column per trial; no galleries.
 
     Accepted: other case of names, stray files, and CRLF, a byte-order mark, backslashes, blank lines or trailing commas
-    in the split files. A trial without its four files has no column.
+    in the split files. A trial without its four files has no column. Labels, identities in file names and the number of
+    trials are checked in the published set only.
     """
     index, rows, lists = Index(), [], {}
     for name in files:
         if match := IMAGE.fullmatch(name):
-            rows.append((name, *_key(*match.groups())))
+            rows.append((name, *split_key(*match.groups())))
         elif match := LIST.fullmatch(name):
             lists[match[1].lower()] = root / name
         elif name != "render.json":
@@ -56,31 +57,27 @@ def read_regdb(root: Path, dataset: Dataset, files: Sequence[str]) -> Index:
     if not rows:
         return index
     images = pd.DataFrame(rows, columns=["path", *KEY]).sort_values("folder", kind="stable", ascending=False)
-    images = images.set_index(KEY)  # visible first; natural order within a modality
+    images = images.set_index(KEY, drop=False)  # visible first; natural order within a modality
     index.forbid("images whose names differ only in case or zeros", images.loc[images.index.duplicated(), "path"])
-    in_name = images.index.get_level_values("file").str.extract(r"_([0-9]+)\.[a-z]+$", expand=False)
-    other = in_name.notna() & (in_name.fillna("0").astype(int) != images.index.get_level_values("pid"))
-    index.forbid("images in the folder of another identity than their name says", images.loc[other, "path"])
-    wanted = [f"{split}_{folder}_{t}" for t in TRIALS for split in SPLITS for folder in FOLDERS]
-    absent = [f"{name}.txt" for name in wanted if name not in lists]
-    index.forbid("split files missing in idx/", absent, partial=True)
-    whole = [t for t in TRIALS if all(f"{split}_{folder}_{t}" in lists for split in SPLITS for folder in FOLDERS)]
-    lines = pd.DataFrame(
-        [line for name in wanted if name in lists for line in _read_list(index, name, lists[name])],
-        columns=["trial", "split", *KEY, "label"],
-    )
-    lines = lines[lines["trial"].isin(whole)]
-    _check_lines(index, lines)
+    names = {t: [f"{split}_{folder}_{t}" for split in SPLITS for folder in FOLDERS] for t in TRIALS}
+    whole = [t for t in TRIALS if all(name in lists for name in names[t])]
+    found = [
+        (t, name.split("_")[0], *line)
+        for t in whole
+        for name in names[t]
+        for line in read_split_file(index, lists[name], name.split("_")[1])
+    ]
+    lines = pd.DataFrame(found, columns=["trial", "split", *KEY, "label"])
     if 1 not in whole:
-        index.findings.append("trial 1 has not its four split files in idx/; copy them from the distribution")
-    index.manifest = pd.DataFrame(
-        {
-            "path": images["path"],
-            "pid": images.index.get_level_values("pid"),
-            "camid": images.index.get_level_values("folder").map({"visible": 1, "thermal": 2}),
-            "modality": images.index.get_level_values("folder").map(dict(zip(FOLDERS, MODALITIES, strict=True))),
-            "split_1": "",
-        }
+        index.findings.append("trial 1 has not its four files idx/{train,test}_{visible,thermal}_1.txt; add them")
+    wanted = TRIALS if dataset.published else [t for t in TRIALS if any(name in lists for name in names[t])]
+    absent = [f"{name}.txt" for t in wanted for name in names[t] if name not in lists]
+    index.forbid("split files missing in idx/", absent, partial=True)
+    _check_lines(index, lines)
+    index.manifest = images[["path", "pid"]].assign(
+        camid=images["folder"].map({"visible": 1, "thermal": 2}),
+        modality=images["folder"].map(dict(zip(FOLDERS, MODALITIES, strict=True))),
+        split_1="",
     )
     unnamed = []
     for trial in whole:
@@ -92,67 +89,69 @@ def read_regdb(root: Path, dataset: Dataset, files: Sequence[str]) -> Index:
     missing = ["/".join([folder.title(), str(pid), file]) for folder, pid, file in named[~named.isin(images.index)]]
     index.forbid("listed images that are missing", missing, partial=True)
     if dataset.published:
+        _check_labels(index, lines)
         _check_published(index, images, lines)
     return index
 
 
-def _key(folder: str, pid: str, file: str) -> tuple[str, int, str]:
+def split_key(folder: str, pid: str, file: str) -> tuple[str, int, str]:
     """What a file name and a line of a split file have in common, whatever their case."""
     return folder.lower(), int(pid), file.casefold()
 
 
-def _read_list(index: Index, name: str, path: Path) -> list[tuple[int, str, str, int, str, int]]:
-    """Trial, split, key and label of each line of a split file; `name` is <split>_<folder>_<trial>."""
-    split, folder, trial = name.split("_")
+def read_split_file(index: Index, path: Path, folder: str) -> list[tuple[str, int, str, int]]:
+    """Key and label of each line `<folder>/<id>/<file> <label>`; other lines and an unreadable file are findings."""
+    where = f"idx/{path.name}"
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        index.findings.append(f"idx/{name}.txt cannot be read ({type(error).__name__}); copy it again")
+        index.findings.append(f"{where} cannot be read ({type(error).__name__}); copy it again")
         return []
-    found, wrong = [], []
+    line_form, found, wrong = re.compile(LINE.format(folder), re.IGNORECASE), [], []
     for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
-        match = LINE.fullmatch(line)
-        if match and match[1].lower() == folder:
-            found.append((int(trial), split, *_key(*match.groups()[:3]), int(match[4])))
+        if match := line_form.fullmatch(line):
+            found.append((*split_key(*match.groups()[:3]), int(match[4])))
         elif line.strip(" \t,"):
             wrong.append(f"line {number} ({line[:60]})")
-    index.forbid(f"idx/{name}.txt: lines not of the form {folder.title()}/<id>/<file> <label>", wrong)
+    index.forbid(f"{where}: lines not of the form {folder}/<id>/<file> <label>", wrong)
     return found
 
 
 def _check_lines(index: Index, lines: pd.DataFrame) -> None:
-    """What the split files must agree on, over all trials."""
-    in_file = ["trial", "split", "folder"]
+    """No image is in two lines of a trial."""
+    named = lines[["trial", *KEY]].to_numpy()
+    texts = pd.Series([f"{folder}/{pid}/{file} (trial {t})" for t, folder, pid, file in named], lines.index, dtype=str)
+    once = lines.drop_duplicates([*IN_FILE, *KEY[1:]])
+    index.forbid("images that are named twice in a file", texts.drop(once.index))
+    index.forbid("images in train and test", texts[once.index[once.duplicated(["trial", *KEY])]])
 
-    def files(found: pd.DataFrame) -> list[str]:
-        keys = found[[*in_file, "pid"]].drop_duplicates().itertuples(index=False)
-        return [f"{pid} (idx/{split}_{folder}_{trial}.txt)" for trial, split, folder, pid in keys]
 
-    index.forbid("identities with an image that is named twice", files(lines[lines.duplicated([*in_file, *KEY[1:]])]))
-    labels = lines.drop_duplicates([*in_file, "pid", "label"])
-    index.forbid("identities with two labels", files(labels[labels.duplicated([*in_file, "pid"])]))
-    labels = labels.drop_duplicates([*in_file, "pid"])
+def _check_labels(index: Index, lines: pd.DataFrame) -> None:
+    """Labels are 0, 1, 2, ... in each file, one per identity, and the same in both modalities."""
+    labels = lines.drop_duplicates([*IN_FILE, "pid", "label"])  # an identity with two labels makes two rows
     wrong = [
         f"idx/{split}_{folder}_{trial}.txt"
-        for (trial, split, folder), column in labels.groupby(in_file)["label"]
-        if sorted(column) != list(range(len(column)))
+        for (trial, split, folder), rows in labels.groupby(IN_FILE)
+        if sorted(rows["label"]) != list(range(rows["pid"].nunique()))
     ]
     index.forbid("split files whose labels are not 0, 1, 2, ..., one per identity", wrong)
+    labels = labels.drop_duplicates([*IN_FILE, "pid"])
     both = labels.pivot(index=["trial", "split", "pid"], columns="folder", values="label").reindex(columns=FOLDERS)
     odd = [f"{pid} (trial {t}, {split})" for t, split, pid in both.index[both["visible"] != both["thermal"]]]
     index.forbid("identities whose visible and thermal labels differ", odd, partial=True)
-    n_splits = lines.groupby(["trial", *KEY])["split"].nunique()
-    leaks = [f"{folder}/{pid}/{file} (trial {t})" for t, folder, pid, file in n_splits.index[n_splits > 1]]
-    index.forbid("images in train and test", leaks)
 
 
 def _check_published(index: Index, images: pd.DataFrame, lines: pd.DataFrame) -> None:
     """Every published count; see PUBLISHED."""
+    in_name = images["file"].str.extract(r"_([0-9]+)\.[a-z]+$", expand=False)
+    other = in_name.notna() & (in_name.fillna("0").astype(int) != images["pid"])
+    index.forbid("images in the folder of another identity than their name says", images.loc[other, "path"])
     n_ids, n_images, n_train = PUBLISHED["ids"], PUBLISHED["images"], PUBLISHED["train"]
     for folder in FOLDERS:
-        sizes = Counter(images.index[images.index.get_level_values("folder") == folder].get_level_values("pid"))
-        index.compare(f"{folder}: identities / images", (n_ids, n_ids * n_images), (len(sizes), sizes.total()))
-        odd = [f"{pid} ({sizes[pid]})" for pid in range(1, n_ids + 1) if sizes[pid] != n_images]
+        sizes = images.loc[images["folder"] == folder, "pid"].value_counts()
+        index.compare(f"{folder}: identities / images", (n_ids, n_ids * n_images), (len(sizes), int(sizes.sum())))
+        sizes = sizes.reindex(range(1, n_ids + 1), fill_value=0)
+        odd = [f"{pid} ({size})" for pid, size in sizes[sizes != n_images].items()]
         index.forbid(f"{folder}: identities of 1 to {n_ids} without {n_images} images", odd, partial=True)
     for split, expected in zip(SPLITS, (n_train, n_ids - n_train), strict=True):
         part = lines[lines["split"] == split]

@@ -18,21 +18,21 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
-import scipy.io
 from jaxtyping import Int
 
 from danet_core import MODALITIES
 from danet_study.config import Dataset
+from danet_study.matlab import read_mat
+from danet_study.protocols import SYSU_SEARCHES
 from data_prep.index import SUFFIXES, Index
 
 CAMERAS, INFRARED_CAMERAS = (1, 2, 3, 4, 5, 6), (3, 6)
 SPLITS = ("train", "val", "test")  # also their order in the manifest
 TRIALS = 10
 GALLERIES = {  # setting: gallery cameras, images per camera and identity
-    "all_single": ((1, 2, 4, 5), 1),
-    "all_multi": ((1, 2, 4, 5), 10),
-    "indoor_single": ((1, 2), 1),
-    "indoor_multi": ((1, 2), 10),
+    f"{search}_{name}": (cameras, shots)
+    for search, cameras in SYSU_SEARCHES.items()
+    for name, shots in (("single", 1), ("multi", 10))
 }
 REQUEST = "agreement form in the repository wuancong/SYSU-MM01"
 IMAGE = re.compile(rf"cam([1-6])/([0-9]+)/([0-9]+){SUFFIXES}", re.IGNORECASE)
@@ -54,11 +54,12 @@ PUBLISHED: dict[str, Any] = {  # by camera 1 to 6 where there are six values
 Perms = Mapping[int, Sequence[np.ndarray]]  # by camera a list over identities; see read_rand_perm
 
 
-def read_sysu(root: Path, dataset: Dataset, files: Sequence[str]) -> Index:
+def read_tree(root: Path, dataset: Dataset, files: Sequence[str]) -> Index:
     """Index of a tree in SYSU-MM01's layout: rows by split, camera, identity, image number; galleries (10, G).
 
     Accepted: other case of names, numbers without leading zeros, stray files, CRLF and spaces in the lists, gaps in the
-    image numbers, an HDF5 copy of rand_perm_cam.mat.
+    image numbers, an HDF5 copy of rand_perm_cam.mat. Other sets than the published one need neither all cameras nor
+    val_id.txt, available_id.txt and rand_perm_cam.mat.
     """
     index, rows, lists, mats = Index(), [], {}, []
     for name in files:
@@ -75,12 +76,15 @@ def read_sysu(root: Path, dataset: Dataset, files: Sequence[str]) -> Index:
     images = pd.DataFrame(rows, columns=["path", "camid", "pid", "number"])
     twice = images.loc[images.duplicated(["camid", "pid", "number"]), "path"]
     index.forbid("second images of a camera, identity and number", twice)
-    index.forbid("camera folders that are missing or empty", sorted({*CAMERAS} - {*images["camid"]}), partial=True)
-    ids = {name: _read_list(index, name, lists.get(name)) for name in (*SPLITS, "available")}
+    if dataset.published:
+        index.forbid("camera folders that are missing or empty", sorted({*CAMERAS} - {*images["camid"]}), partial=True)
+    needed = [*SPLITS, "available"] if dataset.published else sorted({"train", "test", *lists})
+    ids: dict[str, set[int]] = {"val": set(), "available": set()}
+    ids |= {name: _read_list(index, name, lists.get(name)) for name in needed}
     split_of = {pid: split for split in SPLITS for pid in ids[split]}
     shared = {pid for a, b in itertools.combinations(SPLITS, 2) for pid in ids[a] & ids[b]}
     index.forbid("identities in two of the lists train, val, test", sorted(shared))  # never excused: a leak
-    odd = sorted(split_of.keys() ^ ids["available"])
+    odd = sorted(split_of.keys() ^ ids["available"]) if "available" in needed else []
     index.forbid("identities in available_id.txt or in a split, but not in both", odd, partial=True)
     absent = sorted(split_of.keys() - {*images["pid"]})
     index.forbid("listed identities without images", absent, partial=True)
@@ -90,15 +94,17 @@ def read_sysu(root: Path, dataset: Dataset, files: Sequence[str]) -> Index:
     images = images.sort_values(["split", "camid", "pid", "number"], ignore_index=True)
     manifest = images[images["split"].notna()]
     index.manifest = manifest.rename(columns={"split": "split_1"})[["path", "pid", "camid", "modality", "split_1"]]
-    if not mats:
-        index.findings.append(
-            "exp/rand_perm_cam.mat is missing; copy it from evaluation/data_split/ of the repository wuancong/SYSU-MM01"
-        )
-    elif perms := read_rand_perm(index, mats[0]):
+    if mats and (perms := read_rand_perm(index, mats[0])):
         _check_perms(index, images, perms)
         index.galleries = _draw_galleries(manifest[manifest["split"] == "test"], perms)
         if dataset.published:
             _check_published(index, images, perms, ids)
+    elif not mats and dataset.published:
+        index.findings.append(
+            "exp/rand_perm_cam.mat is missing; copy it from evaluation/data_split/ of the repository wuancong/SYSU-MM01"
+        )
+    elif not mats:
+        index.warnings.append("no exp/rand_perm_cam.mat: set evaluation.galleries to random_seed in params.yaml")
     return index
 
 
@@ -123,7 +129,7 @@ def read_rand_perm(index: Index, path: Path) -> dict[int, list[Int[np.ndarray, "
     """
     try:
         hdf5 = h5py.is_hdf5(path)
-        cells = dict(enumerate(_load_hdf5(path) if hdf5 else _load_mat5(path), start=1))
+        cells = dict(enumerate(read_mat(path, "rand_perm_cam"), start=1))
         if len(cells) != len(CAMERAS):
             raise ValueError(f"{len(cells)} cameras")
         for cam, camera in cells.items():
@@ -131,39 +137,23 @@ def read_rand_perm(index: Index, path: Path) -> dict[int, list[Int[np.ndarray, "
                 expected = np.arange(1, rows.shape[1] + 1)
                 if rows.size and (len(rows) != TRIALS or (np.sort(rows, axis=1) != expected).any()):
                     raise ValueError(f"camera {cam}, identity {pid}: not 10 permutations")
-    except Exception as error:  # scipy and h5py raise anything on damaged files
-        reason = str(error) if isinstance(error, ValueError) else type(error).__name__
-        index.findings.append(f"{path.name} is not the authors' file ({' '.join(reason.split())[:80]}); copy it again")
+    except Exception as error:  # anything, for other cells than expected
+        reason = str(error) if type(error) is ValueError else "damaged"
+        index.findings.append(f"{path.name} is not as the authors' ({reason}); copy it again")
         return {}
     if hdf5:
         index.warnings.append("rand_perm_cam.mat is an HDF5 (v7.3) copy, not the original file")
     return cells
 
 
-def _load_mat5(path: Path) -> list[list[np.ndarray]]:
-    outer = scipy.io.loadmat(path, variable_names=["rand_perm_cam"])["rand_perm_cam"]
-    return [list(camera.ravel()) for camera in outer.ravel()]
-
-
-def _load_hdf5(path: Path) -> list[list[np.ndarray]]:
-    """Cell arrays are arrays of references, every axis is reversed, and an empty matrix stores its size."""
-    with h5py.File(path, "r") as file:
-
-        def matrix(cell: Any) -> np.ndarray:
-            empty = file[cell].attrs.get("MATLAB_empty", 0)
-            return np.zeros((TRIALS, 0), np.uint8) if empty else file[cell][()].T
-
-        return [[*map(matrix, file[camera][()].ravel())] for camera in file["rand_perm_cam"][()].ravel()]
-
-
 def _read_list(index: Index, name: str, path: Path | None) -> set[int]:
     if path is None:
-        index.findings.append(f"exp/{name}_id.txt is missing; copy it from the archive")
+        index.findings.append(f"exp/{name}_id.txt is missing; add it, with identities separated by commas")
         return set()
     try:
         words = re.findall(r"[^,\s]+", path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
-        index.findings.append(f"exp/{name}_id.txt cannot be read ({type(error).__name__}); copy it from the archive")
+        index.findings.append(f"exp/{name}_id.txt cannot be read ({type(error).__name__}); copy it again")
         return set()
     numbers = [word for word in words if re.fullmatch("[0-9]+", word)]
     index.forbid(f"exp/{name}_id.txt: not a number", [word for word in words if word not in numbers])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads leave the cores to others
 install_import_hook(["danet_core", "danet_study"], "typechecks.check")
 
 # No test asserts a duration, so none fails on a loaded machine; a commit passes or fails always, having the same

@@ -203,6 +203,26 @@ def test_set_up_gives_a_clone_a_filter_without_shell_and_a_zip_copy_no_scm(tmp_p
     assert not (tmp_path / ".dvc/config.local").exists()
 
 
+def test_waiting_threads_leave_the_cores_to_others_in_make_jobs_tests_and_jupyterlab():
+    assert os.environ["OMP_WAIT_POLICY"] == job.child_environment()["OMP_WAIT_POLICY"] == "PASSIVE"
+    lab = "import os, runpy, unittest.mock as m; runpy.run_path('tools/lab.py', {'c': m.MagicMock()})"
+    calls = {"make": ["make", "-s", "--eval", "print: ; @echo $$OMP_WAIT_POLICY", "print"]}
+    calls["lab"] = [sys.executable, "-c", f"{lab}; print(os.environ['OMP_WAIT_POLICY'])"]
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    for words in calls.values():
+        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout == "PASSIVE\n"
+
+
+def test_set_up_says_that_git_refuses_a_folder_and_goes_on(tmp_path, monkeypatch, capsys):
+    (tmp_path / ".git").touch()
+    (tmp_path / ".dvc").mkdir()
+    for path in (os.environ["PATH"], str(tmp_path)):  # a broken repository, and no git at all
+        monkeypatch.setenv("PATH", path)
+        setup.main(tmp_path)
+        assert capsys.readouterr().err.startswith("setup: ")
+
+
 def test_ray_runs_the_command_of_a_stage_and_enters_it(project):
     pytest.importorskip("ray")
     output = finish(command(project, "--ray", "local"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -21,7 +22,8 @@ from danet_study.config import Dataset
 from danet_study.files import StudyError, read_json
 from danet_study.store import read_manifest
 from data_prep import index as indexing
-from data_prep import regdb, sysu_mm01
+from data_prep import llcm, regdb, sysu_mm01
+from data_prep.__main__ import verify
 from tests import trees
 
 Change = Callable[[Path], object]
@@ -34,6 +36,7 @@ def counts_of_the_plans(monkeypatch: pytest.MonkeyPatch, request: pytest.Fixture
     if "full" not in request.node.name:
         monkeypatch.setattr(sysu_mm01, "PUBLISHED", trees.counts_of_sysu(SYSU))
         monkeypatch.setattr(regdb, "PUBLISHED", trees.counts_of_regdb(REGDB))
+        monkeypatch.setattr(llcm, "PUBLISHED", trees.counts_of_llcm())
 
 
 @pytest.fixture
@@ -45,6 +48,26 @@ def sysu(tmp_path: Path) -> Dataset:
 @pytest.fixture
 def regdb_set(tmp_path: Path) -> Dataset:
     return trees.dataset("regdb", trees.write_regdb(tmp_path / "RegDB", REGDB), name="regdb", published=True)
+
+
+@pytest.fixture
+def llcm_set(tmp_path: Path) -> Dataset:
+    return trees.dataset("llcm", trees.write_llcm(tmp_path / "LLCM"), name="llcm", published=True)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Dataset:
+    """Ten identities of one's own, 1 to 10; two images of each modality."""
+    for folder in ("visible", "Infrared"):
+        for pid in range(1, 11):
+            for number in (1, 2):
+                put_image(tmp_path / "own" / folder / f"{pid:03d}" / f"IMG_{number}.jpg", (pid, 90 * number, 0))
+    return trees.dataset("folder", tmp_path / "own", protocol="both_ways")
+
+
+def put_image(path: Path, color: tuple[int, int, int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(trees.jpeg(color))
 
 
 def prepare(dataset: Dataset, ids_per_batch: int = 2) -> pd.DataFrame:
@@ -71,7 +94,7 @@ def allowed(dataset: Dataset, **changes: object) -> Dataset:
 # ---------------------------------------------------------------- as it should be
 
 
-@pytest.mark.parametrize("fixture", ["sysu", "regdb_set"])
+@pytest.mark.parametrize("fixture", ["sysu", "regdb_set", "llcm_set", "photographs"])
 def test_a_clean_tree_passes_every_check_without_a_warning(fixture: str, request: pytest.FixtureRequest) -> None:
     dataset = request.getfixturevalue(fixture)
     index = indexing.read(dataset)
@@ -122,6 +145,41 @@ def test_regdb_manifest_has_a_split_per_trial_by_folder_id(regdb_set: Dataset) -
     for trial in range(1, 11):
         train = set(REGDB.train_ids(trial))
         assert [split == "train" for split in manifest[f"split_{trial}"]] == [pid in train for pid in manifest["pid"]]
+
+
+def test_llcm_manifest_has_identity_of_the_folder_and_camera_of_the_name(llcm_set: Dataset) -> None:
+    manifest = prepare(llcm_set)
+    expected = [
+        (trees.llcm_file(folder, pid, camid, number), pid, camid, modality, "train" if pid < 4 else "test")
+        for folder, modality in (("vis", "visible"), ("nir", "infrared"))
+        for pid in range(1, 8)
+        for camid in trees.LLCM_CAMERAS[folder]
+        for number in (1, 2)
+    ]
+    columns = ["path", "pid", "camid", "modality", "split_1"]
+    assert list(manifest[columns].itertuples(index=False, name=None)) == expected
+
+
+def test_the_published_counts_of_llcm_in_full_add_up() -> None:
+    counts = {name: sum(images) for name, images in llcm.PUBLISHED.items() if name != "ids"}
+    assert counts == {"train_vis": 16_946, "train_nir": 13_975, "test_vis": 8_680, "test_nir": 7_166}
+    assert (sum(counts.values()), sum(llcm.PUBLISHED["ids"].values())) == (46_767, 1_064)
+
+
+def test_half_of_the_own_identities_train_as_the_seed_draws_them(photographs: Dataset) -> None:
+    def training(dataset: Dataset) -> set[int]:
+        manifest = indexing.read(dataset).manifest
+        assert manifest.groupby("pid")["split_1"].nunique().max() == 1
+        return set(manifest.loc[manifest["split_1"] == "train", "pid"])
+
+    draws = [training(photographs.model_copy(update={"split_seed": seed})) for seed in range(5)]
+    assert all(len(draw) == 5 for draw in draws) and len(set(map(frozenset, draws))) > 1
+    assert training(photographs) == draws[0] == set(prepare(photographs).query("split_1 == 'train'")["pid"])
+    for pid in range(20, 29):  # of one modality: they test
+        put_image(photographs.root / "visible" / str(pid) / "1.png", (pid, 0, 0))
+    index = indexing.read(photographs)
+    assert training(photographs) == draws[0] and len(index.warnings) == 1
+    assert not indexing.settle(index, photographs)
 
 
 def test_the_full_plan_has_the_published_counts() -> None:
@@ -367,8 +425,29 @@ def not_permutations(root: Path) -> None:
     scipy.io.savemat(root / "exp/rand_perm_cam.mat", {"rand_perm_cam": perm})
 
 
+LLCM_LIST = "idx/train_vis.txt"
+
+
+def LLCM_IMAGE(pid: int) -> str:
+    return trees.llcm_file("vis", pid, 1, 1)
+
+
+def llcm_leak(root: Path) -> None:
+    """One image of a test identity is listed for training instead."""
+    trees.edit(root / "idx/test_vis.txt", lambda text: text.replace(f"{LLCM_IMAGE(4)} 0\n", ""))
+    trees.edit(root / LLCM_LIST, lambda text: text + f"{LLCM_IMAGE(4)} 3\n")
+
+
+def llcm_camera(root: Path) -> None:
+    """An image of camera 1 becomes one of camera 7, in its name and in the list."""
+    name = LLCM_IMAGE(2)
+    (root / name).rename(root / name.replace("_c01", "_c07"))
+    trees.edit(root / LLCM_LIST, lambda text: text.replace(name, name.replace("_c01", "_c07")))
+
+
 first = REGDB.train_ids(1)[0]
 FOLDER = "Visible/{}/male_back_v_{:05d}_{}.bmp".format
+SETS = {"sysu": "sysu", "regdb": "regdb_set", "llcm": "llcm_set"}  # fixtures
 CORRUPT = {  # (layout, refused also with allow_partial): change, words
     "sysu no cameras": ("sysu", True, remove(*(f"cam{c}" for c in range(1, 7))), ["no file fits"]),
     "sysu no exp": ("sysu", True, remove("exp"), ["train_id.txt", "test_id.txt", "rand_perm_cam.mat", "evaluation"]),
@@ -402,7 +481,7 @@ CORRUPT = {  # (layout, refused also with allow_partial): change, words
     "regdb no trial 1": ("regdb", True, remove("idx/test_thermal_1.txt"), ["trial 1"]),
     "regdb utf-16 split file": ("regdb", True, put("idx/train_thermal_1.txt", b"\xff\xfe1\0"), ["train_thermal_1.txt"]),
     "regdb label": ("regdb", True, line(relabel("6")), ["train_visible_2.txt", "label"]),
-    "regdb two labels": ("regdb", True, line(relabel("0"), 5), ["two labels"]),
+    "regdb two labels": ("regdb", True, line(relabel("0"), 5), ["train_visible_2.txt", "label"]),
     "regdb line": ("regdb", True, line(lambda _: "Visible/1/a.bmp zero"), ["line 4", "a.bmp zero"]),
     "regdb path": ("regdb", True, line(lambda _: "Visible/../../x.bmp 0"), ["line 4"]),
     "regdb other modality": ("regdb", True, line(lambda old: old.replace("Visible", "Thermal")), ["line 4"]),
@@ -415,6 +494,25 @@ CORRUPT = {  # (layout, refused also with allow_partial): change, words
     "regdb misplaced": ("regdb", True, lambda r: shutil.move(r / FOLDER(3, 1, 3), r / "Visible/4"), ["another"]),
     "regdb empty image": ("regdb", True, put(trees.regdb_file("Visible", 3, 1), b""), ["0 bytes"]),
     "regdb swapped": ("regdb", True, swap_modalities, ["without training image"]),
+    "llcm no infrared": ("llcm", True, remove("nir"), ["infrared"]),
+    "llcm no idx": ("llcm", True, remove("idx"), ["train_vis.txt", "test_vis.txt"]),
+    "llcm no split file": ("llcm", True, remove("idx/train_nir.txt"), ["train_nir.txt"]),
+    "llcm no test ids": ("llcm", False, remove("idx/test_id.txt"), ["test_id.txt", "4, 5, 6"]),
+    "llcm other test ids": ("llcm", False, put("idx/test_id.txt", b"4,5,6,9"), ["7, 9"]),
+    "llcm line": ("llcm", True, line(lambda _: "vis/1/a.jpg zero", 4, LLCM_LIST), ["line 4", "a.jpg zero"]),
+    "llcm other modality": ("llcm", True, line(lambda old: old.replace("vis", "nir"), 4, LLCM_LIST), ["line 4"]),
+    "llcm named twice": ("llcm", True, edit(LLCM_LIST, lambda text: text + text.split("\n")[0]), ["twice"]),
+    "llcm leak": ("llcm", True, edit(LLCM_LIST, lambda text: text + LLCM_IMAGE(4) + " 3\n"), ["twice"]),
+    "llcm leak by other images": ("llcm", True, llcm_leak, ["two splits", "4 (trial 1)"]),
+    "llcm missing image": ("llcm", False, remove(LLCM_IMAGE(2)), ["missing", "0002_c01", "train_vis"]),
+    "llcm unnamed image": ("llcm", False, line(lambda _: "", 4, LLCM_LIST), ["neither train nor test"]),
+    "llcm other labels": ("llcm", False, line(relabel("7"), 4, LLCM_LIST), ["train_vis", "labels"]),
+    "llcm other camera": ("llcm", False, llcm_camera, ["cameras 1 to 9"]),
+    "llcm misplaced": ("llcm", True, lambda r: shutil.move(r / LLCM_IMAGE(2), r / "vis/0003"), ["another"]),
+    "llcm folder twice": ("llcm", True, copy("vis/0002", "vis/2"), ["case or zeros"]),
+    "llcm empty image": ("llcm", True, put(LLCM_IMAGE(2), b""), ["0 bytes"]),
+    "llcm one modality": ("llcm", True, remove("nir/0002"), ["one modality", "2 (trial 1)"]),
+    "llcm rendered": ("llcm", True, put("render.json", b"{}"), ["rendered"]),
     "regdb not utf-8": (
         *("regdb", True, lambda r: shutil.copy(r / FOLDER(3, 1, 3), r / "Visible/3" / os.fsdecode(b"\xe9.bmp"))),
         ["not UTF-8"],
@@ -424,10 +522,10 @@ CORRUPT = {  # (layout, refused also with allow_partial): change, words
 
 @pytest.mark.parametrize("case", CORRUPT)
 def test_a_corrupted_tree_is_refused_with_all_findings_and_nothing_is_written(
-    case: str, sysu: Dataset, regdb_set: Dataset
+    case: str, request: pytest.FixtureRequest
 ) -> None:
     layout, always, change, words = CORRUPT[case]
-    dataset = sysu if layout == "sysu" else regdb_set
+    dataset = request.getfixturevalue(SETS[layout])
     change(dataset.root)
     refused(dataset, *words)
     if always:
@@ -447,12 +545,14 @@ def test_all_findings_are_reported_at_once(sysu: Dataset) -> None:
     refused(sysu, "rand_perm_cam.mat", "val_id.txt", "0 bytes", "two of the lists", "empty: 6")
 
 
-def test_too_few_training_identities_are_refused(regdb_set: Dataset) -> None:
-    refused(regdb_set, "fewer training identities", ids_per_batch=16)
+@pytest.mark.parametrize("fixture", ["regdb_set", "photographs"])
+def test_too_few_training_identities_are_refused(fixture: str, request: pytest.FixtureRequest) -> None:
+    text = refused(request.getfixturevalue(fixture), "ids_per_batch", ids_per_batch=16)
+    assert fixture == "regdb_set" or len(text.splitlines()) == 1
 
 
 def test_a_missing_folder_names_the_agreement_only_for_the_published_sets(tmp_path: Path) -> None:
-    for layout, name in (("sysu_mm01", "sysu"), ("regdb", "regdb")):
+    for layout, name in (("sysu_mm01", "sysu"), ("regdb", "regdb"), ("llcm", "llcm")):
         for published in (True, False):
             dataset = trees.dataset(layout, tmp_path / "none", name=name, published=published)
             text = refused(dataset, "none", indexing.root_variable(dataset))
@@ -477,13 +577,55 @@ def test_published_counts_do_not_apply_to_other_sets(sysu: Dataset) -> None:
     assert len(prepare(sysu.model_copy(update={"published": False})))
 
 
+def test_ten_people_of_ones_own_in_regdbs_layout_meet_nothing_of_the_published_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One trial, two images, numbers of a camera in the names, the same label everywhere; then each kind of damage."""
+    root = trees.write_regdb(tmp_path / "own", trees.RegdbPlan(ids=10, images=2))
+    for path in root.glob("idx/*"):
+        if not path.stem.endswith("_1"):
+            path.unlink()
+        else:
+            trees.edit(path, lambda text: re.sub(r"male_back_._0*(\d+)_\d+.bmp \d+", r"IMG_\g<1>77.bmp 0", text))
+    for path in root.glob("*/*/*.bmp"):
+        path.rename(path.with_name(f"IMG_{int(path.stem.split('_')[3])}77.bmp"))
+    dataset = trees.dataset("regdb", root)
+    verify(dataset, 4, workers=1, deep=True)
+    assert prepare(dataset, 4)["split_1"].value_counts().to_dict() == {"train": 20, "test": 20}
+    printed = capsys.readouterr()
+    assert not re.search(r"(?mi)^error|WRONG|request|Dongguk", printed.out + printed.err)
+    assert re.findall("(?m)^accepted: .{20}", printed.out) == ["accepted: 40 nearly constant i"]  # of one color each
+    shutil.rmtree(tmp_path / "prepared")
+    for change in (
+        remove("Visible/3"),
+        remove("idx/test_thermal_1.txt"),
+        remove("idx"),
+    ):
+        change(root)
+        text = refused(dataset)
+        assert not re.search("412|206|request|Dongguk|distribution", text)
+
+
+def test_own_people_in_sysus_layout_need_no_validation_list_and_no_published_draws(sysu: Dataset) -> None:
+    own = sysu.model_copy(update={"published": False, "train_splits": ["train"]})
+    remove("exp/val_id.txt", "exp/available_id.txt", "exp/rand_perm_cam.mat", "cam5")(sysu.root)
+    index = indexing.read(own)
+    assert not indexing.settle(index, own) and not index.galleries
+    assert len(index.warnings) == 1 and "random_seed" in index.warnings[0]
+    assert set(prepare(own)["split_1"]) == {"train", "test"}
+    remove("exp/test_id.txt")(sysu.root)
+    shutil.rmtree(sysu.root.parent / "prepared")
+    assert "wuancong" not in refused(own, "test_id.txt")
+
+
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data(), allow=st.booleans())
 def test_any_damage_to_a_split_file_gives_disjoint_splits_or_a_sentence(
-    data: st.DataObject, allow: bool, damaged_sets: tuple[Dataset, Dataset]
+    data: st.DataObject, allow: bool, damaged_sets: tuple[Dataset, ...]
 ) -> None:
     dataset = data.draw(st.sampled_from(damaged_sets))
     names = {"sysu_mm01": ["exp/train_id.txt", "exp/test_id.txt"], "regdb": ["idx/train_visible_1.txt"]}
+    names["llcm"] = ["idx/train_vis.txt", "idx/test_id.txt"]
     path = dataset.root / data.draw(st.sampled_from(names[dataset.layout]))
     before = path.read_bytes()
     start = data.draw(st.integers(0, len(before)))
@@ -504,11 +646,12 @@ def test_any_damage_to_a_split_file_gives_disjoint_splits_or_a_sentence(
 
 
 @pytest.fixture(scope="module")
-def damaged_sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Dataset]:
+def damaged_sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, ...]:
     raw = tmp_path_factory.mktemp("raw")
     return (
         trees.dataset("sysu_mm01", trees.write_sysu(raw / "sysu", SYSU)),
         trees.dataset("regdb", trees.write_regdb(raw / "regdb", trees.RegdbPlan(ids=4, images=2))),
+        trees.dataset("llcm", trees.write_llcm(raw / "llcm")),
     )
 
 
@@ -523,7 +666,9 @@ def test_the_environment_replaces_the_root_of_the_named_set_only(monkeypatch: py
     }
     roots = {name: str(indexing.raw_root(dataset)) for name, dataset in sets.items()}
     assert roots == {"sysu": "/photographs/sysu", "synth_sysu": "raw", "other": "/photographs/other", "third": "raw"}
-    assert indexing.root_variable(trees.dataset("regdb", Path("raw"), name="regdb")) == "REGDB_ROOT"
+    monkeypatch.setenv("REGDB_ROOT", "/photographs/regdb")
+    roots = [str(indexing.raw_root(trees.dataset("regdb", Path("raw"), name=name))) for name in ("regdb", "mine")]
+    assert roots == ["/photographs/regdb", "raw"]  # not that of the layout
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from torchvision.models import ResNet50_Weights
 from danet_core.model import DANet
 from danet_study.config import Dataset, load_study
 from danet_study.files import StudyError, read_json
-from danet_study.store import PackedStore
+from danet_study.store import PackedStore, decode
 from data_prep import index as indexing
 from data_prep import weights
 from data_prep.__main__ import main
@@ -117,24 +117,6 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(regdb: Dataset, monkeypa
     assert nothing_packed(regdb)
 
 
-def test_exif_orientation_is_applied(tmp_path: Path) -> None:
-    """The upper half is red; the file stores it turned by 90 degrees, with the orientation that turns it back."""
-    upright = Image.new("RGB", (32, 64), (0, 0, 255))
-    upright.paste((255, 0, 0), (0, 0, 32, 32))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 270 degrees to display
-    root = trees.write_regdb(tmp_path / "raw", REGDB)
-    for path in (root / "Visible" / "1").iterdir():
-        name = path.with_suffix(".jpg")
-        path.unlink()
-        upright.transpose(Image.Transpose.ROTATE_90).save(name, exif=exif, quality=95)
-    for path in (root / "idx").iterdir():
-        trees.edit(path, lambda text: text.replace("_1.bmp", "_1.jpg") if "Visible" in text else text)
-    store = packed(trees.dataset("regdb", root))
-    image = store.images[int(np.flatnonzero(store.manifest["path"].str.startswith("Visible/1/"))[0])]
-    assert image[0, :12].mean() > 200 and image[2, 20:].mean() > 200
-
-
 def thermal_16_bit(root: Path, low: int = 29_000, high: int = 31_000) -> None:
     """Thermal images as uint16 centi-Kelvin, as FLIR cameras write them, where the tree has gray value 100 and more."""
     for k, path in enumerate(sorted((root / "Thermal").glob("*/*.bmp"))):
@@ -167,12 +149,38 @@ def test_16_bits_per_color_are_refused(tmp_path: Path) -> None:
         intensity_ranges([tmp_path / "a.png"], ["visible"], 1)
 
 
-def test_images_of_nearly_one_gray_value_are_reported(tmp_path: Path) -> None:
+COUNTS = np.linspace(7000, 8200, 64).reshape(8, 8)  # of a camera with 14 bits
+
+
+def big_endian_tiff(values: np.ndarray) -> bytes:
+    pixels = values.astype(">u2").tobytes()
+    tags = [(256, 8), (257, 8), (258, 16), (259, 1), (262, 1), (277, 1), (278, 8)]  # size, bits, raw, gray
+    entries = [struct.pack(">HHIHH", tag, 3, 1, value, 0) for tag, value in tags]
+    entries += [struct.pack(">HHII", 273, 4, 1, 8), struct.pack(">HHII", 279, 4, 1, len(pixels))]  # place of pixels
+    table = struct.pack(">H", len(entries)) + b"".join(sorted(entries)) + bytes(4)
+    return b"MM\0*" + struct.pack(">I", 8 + len(pixels)) + pixels + table
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32, ">u2"])
+def test_counts_of_a_14_bit_camera_keep_their_contrast(tmp_path: Path, kind) -> None:
+    path = tmp_path / "a.tif"
+    if kind == ">u2":
+        path.write_bytes(big_endian_tiff(COUNTS))
+    else:
+        Image.fromarray(COUNTS.astype(kind)).save(path)
+    ranges = intensity_ranges([path], ["infrared"], 1)
+    assert ranges == {"infrared": (7000, 8200)}
+    np.testing.assert_allclose(decode(path, 8, 8, ranges["infrared"])[0], (COUNTS - 7000) / 1200 * 255, atol=0.75)
+    assert inspect_images([path], ["infrared"], 32, 32, 1) == ([], [])
+
+
+def test_nearly_constant_images_are_reported(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
     Image.fromarray(noise // 250 + 7).save(tmp_path / "b.png")
-    failures, flat = inspect_images([tmp_path / "a.png", tmp_path / "b.png"], ["visible"] * 2, 32, 32, 1)
-    assert (failures, flat) == ([], [str(tmp_path / "b.png")])
+    Image.new("RGB", (40, 40), (9, 99, 200)).save(tmp_path / "c.png")
+    failures, flat = inspect_images([tmp_path / f"{name}.png" for name in "abc"], ["visible"] * 3, 32, 32, 1)
+    assert (failures, flat) == ([], [str(tmp_path / "b.png"), str(tmp_path / "c.png")])
 
 
 # ---------------------------------------------------------------- processes
@@ -378,6 +386,26 @@ def test_verify_shows_what_is_wrong(project: Path, monkeypatch, capsys: pytest.C
     printed = capsys.readouterr()
     assert "WRONG" in printed.out and "caf\\" in printed.out
     assert "412" in printed.err and "cannot be decoded" in printed.err
+
+
+def test_names_that_a_terminal_cannot_show_are_escaped(project: Path) -> None:
+    root = trees.write_regdb(project / "photographs", REGDB)
+    (root / "Visible/\u4e2d.txt").touch()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "cp1252", "REGDB_ROOT": str(root)}
+    command = [sys.executable, "-m", "data_prep", "verify", "regdb"]
+    done = subprocess.run(command, env=environment, capture_output=True)
+    assert b"\\u4e2d.txt" in done.stdout and b"Traceback" not in done.stderr
+
+
+def test_any_file_name_is_printed_on_a_console_with_few_characters(project: Path) -> None:
+    root = trees.write_regdb(project / "photographs", REGDB)
+    for name in (b"caf\xe9.txt", "照片.txt".encode()):
+        (root / os.fsdecode(name)).touch()
+    environment = {**os.environ, "REGDB_ROOT": str(root), "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "cp1252:strict"}
+    command = [sys.executable, "-m", "data_prep", "verify", "regdb"]
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, encoding="cp1252")
+    assert "skipped: 2 files" in done.stdout and "\\u7167" in done.stdout and "caf\\" in done.stdout
+    assert "Traceback" not in done.stderr and "412" in done.stderr and done.returncode == 1
 
 
 def test_wrong_usage_and_unknown_names(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,6 +55,17 @@ def changed(config, **evaluation):
     return config.model_copy(update={"evaluation": config.evaluation.model_copy(update=evaluation)})
 
 
+def test_only_variants_that_train_c_v_and_c_r_measure_them(project):
+    finish(project, small_run("b_cc"))
+    assert "classifiers" not in run(project, small_run("b_cc"))
+    measured = run(project, small_run())["classifiers"]
+    assert measured.keys() == {"cosine", "accuracy", "gradient"} and measured["gradient"].keys() == {
+        "L_sid",
+        "L_M",
+        "L_cc",
+    }
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_record_holds_every_setting_of_the_protocol_and_is_what_is_written(project, split):
     config = small_run(split=split)
@@ -190,9 +201,9 @@ def copy(project, tmp_path):
     return shutil.copytree(project, tmp_path / "copy"), small_run(split="synth_regdb-1")
 
 
-def edit_manifest(root, change):
-    """Change the manifest of synth_regdb and make the store consistent again."""
-    folder = root / "data/packed/synth_regdb"
+def edit_manifest(root, change, dataset="synth_regdb"):
+    """Change the manifest of a data set and make the store consistent again."""
+    folder = root / "data/packed" / dataset
     change(pd.read_csv(folder / MANIFEST)).to_csv(folder / MANIFEST, index=False)
     meta = json.loads((folder / META).read_text())
     (folder / META).write_text(json.dumps({**meta, "content_sha256": content_sha256(folder, meta["files"])}))
@@ -203,6 +214,50 @@ def refused(root, config):
     with pytest.raises(StudyError):
         run(root, config)
     assert not (root / "records").exists()
+
+
+def test_validation_identities_are_scored_with_galleries_drawn_at_random(tmp_path):
+    """As in the rendered data: validation identities are seen by cameras 3, 4 and 5 only."""
+    root = make_project(tmp_path, ("synth_sysu",))
+    edit_manifest(
+        root,
+        lambda table: table.assign(
+            split_1=table["split_1"]
+            .mask(table["pid"].isin((2, 4, 6)) & table["camid"].isin((3, 4, 5)), "val")
+            .mask(table["pid"].isin((2, 4, 6)) & table["camid"].isin((1, 2, 6)), "")
+        ),
+        "synth_sysu",
+    )
+    config = changed(small_run(), split="val", galleries="random_seed")
+    assert config.resolved() == small_run().resolved()  # the same weights
+    finish(root, config)
+    record = run(root, config)
+    assert (record["split"], record["evaluation"]["split"], list(record["settings"])) == ("val", "val", ["all_single"])
+    assert record["per_identity"]["pids"] == [2, 4, 6]
+    assert record["settings"]["all_single"]["gallery_size"] == 3 * 2  # one image per identity and visible camera
+    assert record["settings"]["all_single"]["galleries"] == "random_seed"
+    features = Features.load(root / "runs" / config.name / FEATURES)
+    np.testing.assert_array_equal(features.rows, PackedStore.open(root / "data/packed/synth_sysu").rows("val"))
+    refused(root, changed(config, galleries="rand_perm"))  # stored galleries are of test images
+    both = config.dataset.model_copy(update={"train_splits": ["train", "val"]})
+    leaking = config.model_copy(update={"dataset": both})
+    finish(root, leaking)
+    refused(root, leaking)
+
+
+def test_a_row_that_only_changes_the_test_scores_the_weights_of_another_run(project):
+    trained = small_run()
+    network = trained.model.model_copy(update={"test_feature": "before_bn"})
+    row = changed(trained.model_copy(update={"variant": "row", "model": network}), metric="euclidean")
+    folders = {"runs": project / "runs", "packed": project / "data/packed", "weights": project / "data/weights"}
+    record = evaluate(row, trained=trained, **folders, results=project, device="cpu")
+    plain = run(project, trained)
+    assert (record["run"], record["config"], record["variant"]) == (row.name, row.resolved(), "row")
+    assert record["provenance"]["model_sha256"] == plain["provenance"]["model_sha256"]
+    assert record["probe"] == plain["probe"]
+    images = Features.load(project / "runs" / row.name / FEATURES).images("before_bn")
+    expected = protocols.within_modality(images.of_modality(VISIBLE), "euclidean").mean["mAP"]
+    assert record["within"]["visible"]["mAP"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_another_store_and_other_or_missing_weights_are_refused(copy):

@@ -55,11 +55,11 @@ def test_runs_are_found_by_name_in_the_order_of_trials_and_variants(project, exp
 
 
 def test_what_a_choice_leaves_out_is_the_first_there_is(exploration):
-    choice = exploration.choose("synth_regdb-10")
+    choice = exploration.choose(split="synth_regdb-10")
     assert (choice.seed, choice.variants, choice.setting) == (0, ("baseline", "b_ml_cc"), "thermal_to_visible")
     store = exploration.store("synth_regdb-10")
     assert store.pids[choice.query] == choice.pid == 2 and store.modalities[choice.query] == 1
-    assert exploration.choose("synth_regdb-10", seed=1).variants == ("b_ml_cc",)
+    assert exploration.choose(split="synth_regdb-10", seed=1).variants == ("b_ml_cc",)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,7 @@ def test_what_a_choice_leaves_out_is_the_first_there_is(exploration):
         ("synth_sysu-1", {"pid": 3}),  # a training identity
         ("synth_sysu-1", {"metric": "manhattan"}),
         ("synth_sysu-1", {"feature": "feat"}),
+        ("synth_sysu-1", {"top": 7}),
     ],
 )
 def test_an_unknown_name_is_refused(project, split, options):
@@ -94,7 +95,7 @@ def test_the_mean_precision_of_all_galleries_is_the_protocols_map(exploration, m
         scored = score_settings(query, gallery, everyone, ignore, "identity", metric)[setting]
     found, n_ignored = [], ignore(query, gallery).sum(1)
     for row, pid, n in zip(query.rows.tolist(), query.pids.tolist(), n_ignored, strict=True):
-        choice = exploration.choose(split, pid=pid, setting=setting, metric=metric)
+        choice = exploration.choose(split=split, pid=pid, setting=setting, metric=metric)
         heading, asked, tiles = exploration.gallery(dataclasses.replace(choice, query=row, top=99), "baseline")
         right = np.array([tile.mark == "right" for tile in tiles if tile.mark != "ignored"])
         ranks = np.flatnonzero(right) + 1
@@ -105,7 +106,7 @@ def test_the_mean_precision_of_all_galleries_is_the_protocols_map(exploration, m
 
 
 def test_the_gallery_shows_the_crops_of_the_store(exploration):
-    choice = exploration.choose("synth_sysu-1", top=4)
+    choice = dataclasses.replace(exploration.choose(split="synth_sysu-1"), top=4)
     _, query, tiles = exploration.gallery(choice, "b_cc")
     store = exploration.store("synth_sysu-1")
     np.testing.assert_array_equal(query.image, store.images[choice.query].transpose(1, 2, 0))
@@ -114,31 +115,35 @@ def test_the_gallery_shows_the_crops_of_the_store(exploration):
 
 
 def test_the_table_has_the_distances_of_the_chosen_feature_over_common_bins(exploration):
-    choice = exploration.choose("synth_sysu-1", variants=["baseline", "b_cc"], feature="before_bn", metric="euclidean")
+    choice = exploration.choose(
+        split="synth_sysu-1", variants=["baseline", "b_cc"], feature="before_bn", metric="euclidean"
+    )
     row = exploration.table(choice).loc[LABELS["b_cc"]]
     images = exploration.images("synth_sysu-1", "b_cc", 0, "before_bn")
     arrays = images.feat, images.pids, images.modalities
-    expected = analysis.distance_distributions(*arrays, metric="euclidean")
+    upper = max(2 * np.linalg.norm(exploration.images("synth_sysu-1", v, 0, "before_bn").feat, axis=1).max()
+                for v in exploration.runs["synth_sysu-1", 0])  # fmt: skip
+    expected = analysis.distance_distributions(*arrays, metric="euclidean", bins=50, upper=float(upper))
     assert row["mean distance", analysis.KINDS["same_cross"]] == pytest.approx(expected.kinds["same_cross"].mean)
     separation = expected.separation("same_cross", "different_cross")
     assert row["across modalities", "d′"] == pytest.approx(separation.d_prime)
     assert row["modality gap > nearest identity", "share of identities"] == analysis.modality_gap(*arrays)["nearest"]
-    found = [exploration.distributions("synth_sysu-1", v, 0, "before_bn", "euclidean") for v in choice.variants]
+    found = [view.distributions for view in exploration.views(choice).values()]
     np.testing.assert_array_equal(found[0].edges, found[1].edges)
 
 
 @pytest.mark.parametrize("color", ["modality", "identity"])
 def test_every_figure_is_available_without_controls_and_says_synthetic(exploration, color):
-    made = exploration.figures(exploration.choose("synth_sysu-1", variants=["b_cc"], color=color))
+    made = exploration.figures(exploration.choose(split="synth_sysu-1", variants=["b_cc"], color=color))
     assert set(made) == {"distances", "plane", "gap", "ranked"}
     assert all(figures.SYNTHETIC in figure._suptitle.get_text() for figure in made.values())
 
 
 def test_the_gap_figure_has_the_distances_of_the_identitys_centers(exploration):
-    choice = exploration.choose("synth_sysu-1", variants=["b_cc"], pid=4)
-    gaps = exploration.gaps("synth_sysu-1", "b_cc", 0, "after_bn")
+    choice = exploration.choose(split="synth_sysu-1", variants=["b_cc"], pid=4)
+    gaps = exploration.view("synth_sysu-1", "b_cc", 0, "after_bn", "cosine").gaps
     drawn = {line.get_label(): line.get_xdata() for line in exploration.gap_figure(choice).axes[0].get_lines()}
-    row = gaps.row(4)
+    row = gaps.pids.tolist().index(4)
     assert list(drawn["same identity, other modality"]) == [gaps.cross[row]] * 2
     np.testing.assert_array_equal(drawn["nearest of these"], gaps.nearest[:, row])
     assert len(drawn["another identity, same modality"]) == 2 * (len(gaps.pids) - 1)
@@ -154,7 +159,7 @@ def test_damaged_features_and_features_of_other_images_are_refused(project, tmp_
     sha = Exploration(STUDY, copy).store("synth_sysu-1").meta["content_sha256"]
     record.write_text(record.read_text().replace(sha, "0" * 64))
     with pytest.raises(StudyError):
-        Exploration(STUDY, copy).choose("synth_sysu-1")
+        Exploration(STUDY, copy).choose(split="synth_sysu-1")
 
 
 # -------------------- controls
@@ -188,6 +193,22 @@ def test_a_control_redraws_what_it_changes_and_nothing_else(explorer):
     before = shown(explorer)
     explorer.controls["query"].value = queries[1]
     assert changed(explorer, before) == {"ranked"} and explorer.choice.query == queries[1]
+
+
+def test_what_was_shown_before_is_not_drawn_again(explorer, monkeypatch):
+    before = shown(explorer)
+    explorer.controls["metric"].value = "euclidean"
+    monkeypatch.setattr(explorer.exploration, "distances_figure", None)
+    explorer.controls["metric"].value = "cosine"
+    assert shown(explorer) == before and explorer.choice.metric == "cosine"
+
+
+def test_distributions_and_plane_are_of_a_sample_of_all_identities(project, monkeypatch):
+    monkeypatch.setattr(explore, "SAMPLE", 40)
+    small = Exploration(STUDY, project)
+    (view,) = small.views(small.choose(split="synth_sysu-1", variants=["b_cc"])).values()
+    assert len(view.plane.points) == 40 and sum(one.n for one in view.distributions.kinds.values()) == 40 * 39 / 2
+    assert set(view.sample.pids) == set(view.images.pids) and len(view.gaps.pids) == len(set(view.images.pids))
 
 
 def test_a_variant_is_added_and_all_removed_is_an_error_that_another_tick_mends(explorer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,13 +20,16 @@ from danet_core import backbone
 from danet_core.backbone import BasicBlock, Bottleneck, ResNet
 from danet_core.model import DANet
 from danet_study.checkpoint import CHECKPOINTS
-from danet_study.config import load_study, write_configs
+from danet_study.config import Study, load_study, write_configs
 from danet_study.evaluate import evaluate
 from danet_study.files import StudyError, read_json
 from danet_study.store import PackedStore
+from danet_study.tables import write_tables
 from danet_study.train import train
-from data_prep.index import prepare, read
+from data_prep import llcm
+from data_prep.index import inventory, prepare, read
 from data_prep.pack import pack
+from tests import trees
 from tests.stores import ROOT, SMALL, make_project, small_params, small_run
 
 TEXT = (ROOT / "docs/extend.md").read_text(encoding="utf-8")
@@ -41,13 +45,12 @@ def silent(line: str) -> None:
 
 
 def test_every_python_line_that_is_printed_is_in_the_code_it_describes():
-    code = "".join((ROOT / name).read_text() for name in ("docs/examples/my_losses.py", "docs/examples/my_reader.py"))
+    code = "".join((ROOT / name).read_text() for name in ("docs/examples/my_losses.py", "data_prep/folder.py"))
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     for line in "".join(blocks[:2]).splitlines():
         assert line.strip('"').removesuffix('"""') in code
     assert eval(f"{{{blocks[2]}}}", {"Bottleneck": Bottleneck}) == {"resnet101": (Bottleneck, (3, 4, 23, 3))}
-    for path in re.findall(r"\]\((examples/\w+\.py)\)", TEXT) + re.findall(r"`(\w+/\w+\.py)`", TEXT):
-        assert (ROOT / "docs" / path).exists() or (ROOT / path).exists(), path
+    assert all((ROOT / path).exists() for path in re.findall(r"`(\w+/\w+\.py)`", TEXT))
 
 
 def test_a_fifth_variant_with_a_loss_of_ones_own_trains_and_is_scored_like_the_others(tmp_path, monkeypatch):
@@ -64,8 +67,10 @@ def test_a_fifth_variant_with_a_loss_of_ones_own_trains_and_is_scored_like_the_o
 
 def test_an_edited_loss_is_noticed_by_the_pipeline_and_by_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(make_project(tmp_path))
-    monkeypatch.syspath_prepend(tmp_path)
-    module = tmp_path / "edited_losses.py"
+    folder = tmp_path / "docs/examples"  # own_code
+    folder.mkdir(parents=True)
+    monkeypatch.syspath_prepend(folder)
+    module = folder / "edited_losses.py"
     module.write_text((ROOT / "docs/examples/my_losses.py").read_text())
     row = {"label": "x", "losses": {"edited_losses.my_loss": {"weight": 0.5}}}
     study = load_study(small_params(tmp_path, variants={"b_mine": row}, study={"variants": ["baseline", "b_mine"]}))
@@ -85,6 +90,8 @@ def test_an_edited_loss_is_noticed_by_the_pipeline_and_by_a_checkpoint(tmp_path,
     with pytest.raises(StudyError, match="losses"):
         train(config, device="cpu", log=silent)
     assert list(CHECKPOINTS.glob("*.pt"))
+    with pytest.raises(StudyError):  # DVC watches another folder
+        write_configs(study.model_copy(update={"own_code": "elsewhere"}))
 
 
 def test_examples_are_found_from_the_projects_root():
@@ -93,7 +100,7 @@ def test_examples_are_found_from_the_projects_root():
     assert done.stdout.strip() == "my_loss"
 
 
-def photographs(root: Path, identities: int = 12, images: int = 3) -> None:
+def photographs(root: Path, identities: int = 10, images: int = 2) -> None:
     """visible/<id>/*.png and infrared/<id>/*.png: an identity is one picture plus noise."""
     generator = np.random.default_rng(0)
     for pid in range(1, identities + 1):
@@ -108,38 +115,80 @@ def photographs(root: Path, identities: int = 12, images: int = 3) -> None:
     (root / "README.txt").write_text("mine")
 
 
-def test_a_data_set_of_ones_own_is_prepared_packed_trained_on_and_scored(tmp_path, monkeypatch):
+def own_study(folder: Path, name: str, **plan: Any) -> Study:
+    """A study of the row `name` of params.yaml alone, shrunk, with weights that fit it."""
+    row = YAML(typ="safe").load((ROOT / "params.yaml").read_text())["datasets"][name]
+    small = {"image": {"height": 32, "width": 32}, "recipe": {**SMALL, "backbone": "resnet18", "width": 8}}
+    small["recipe"]["ids_per_batch"] = 3
+    plan = plan or {"datasets": [name], "photographs": [name], "splits": [f"{name}-1"]}
+    Path("data/weights").mkdir(parents=True)
+    save_file(ResNet("resnet18", 8).state_dict(), f"data/weights/{name}.safetensors")
+    shutil.copytree(ROOT / "results/paper", "results/paper")
+    return load_study(small_params(folder, datasets={name: {**row, **small}}, study=plan))
+
+
+def run_all(study: Study, name: str, variants: int) -> tuple[PackedStore, list[dict[str, Any]], dict[str, str]]:
+    """The ordinary stages: prepare, pack, train and evaluate the first variants, tables. Store, records, tables."""
+    dataset = study.dataset(name)
+    prepare(dataset, ids_per_batch=3)
+    pack(dataset, workers=1)
+    records = []
+    for config in study.runs()[:variants]:
+        train(config, device="cpu", log=silent)
+        records.append(evaluate(config, device="cpu"))
+    return PackedStore.open(f"data/packed/{name}"), records, {p.name: p.read_text() for p in write_tables(study, name)}
+
+
+def test_ten_people_in_two_folders_are_prepared_packed_trained_on_scored_and_tabled(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    mine = rows(1)
-    mine["datasets"]["mine"] |= {"image": {"height": 32, "width": 32}}
-    mine["datasets"]["mine"]["recipe"] |= {**SMALL, "backbone": "resnet18", "width": 8}
-    study = load_study(small_params(tmp_path, **mine))
+    study = own_study(tmp_path, "mine", **rows(1)["study"])
     dataset = study.dataset("mine")
     photographs(tmp_path / dataset.root)
-    index = prepare(dataset, ids_per_batch=4)
-    assert len(index.manifest) == 72 and index.skipped == ["README.txt"] and not index.findings
-    pack(dataset, workers=1)
-    store = PackedStore.open("data/packed/mine")
+    store, records, texts = run_all(study, "mine", variants=2)
+    index, stored = read(dataset), store.manifest.drop(columns="row")
+    assert len(stored) == 40 and index.skipped == ["README.txt"] and stored.equals(index.manifest)
     train_ids, test_ids = (set(store.pids[store.rows(split)]) for split in ("train", "test"))
-    assert len(train_ids) == len(test_ids) == 6 and not train_ids & test_ids
-    assert index.manifest.equals(read(dataset).manifest)  # the split is the same every time
-    Path("data/weights").mkdir()
-    save_file(ResNet("resnet18", 8).state_dict(), "data/weights/mine.safetensors")
-    (config, *_) = study.runs()
-    assert config.name == "mine-1-baseline-0"
-    train(config, device="cpu", log=silent)
-    record = evaluate(config, device="cpu")
-    assert record["settings"].keys() == {"thermal_to_visible", "visible_to_thermal"} and not record["synthetic"]
-    assert record["settings"]["thermal_to_visible"]["n_query"] == 18
+    assert len(train_ids) == len(test_ids) == 5 and not train_ids & test_ids
+    for record in records:
+        assert record["settings"].keys() == {"infrared_to_visible", "visible_to_infrared"} and not record["synthetic"]
+        assert record["settings"]["infrared_to_visible"]["n_query"] == 10
+    assert texts.keys() >= {"ablation.md", "settings.md", "findings.md"} and "paper: " not in texts["settings.md"]
+    before = inventory(dataset)
+    monkeypatch.setattr("data_prep.index.sha256_file", lambda path: f"{path.name} was edited")
+    assert inventory(dataset) == {**before, "reader_sha256": "folder.py was edited"}
 
 
-def test_a_folder_of_another_layout_is_refused(tmp_path, monkeypatch):
+def test_llcm_goes_through_the_same_stages_and_its_table_quotes_the_corrected_rows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    dataset = load_study(small_params(tmp_path, **rows(1))).dataset("mine")
-    for make in (lambda root: root.mkdir(parents=True), lambda root: photographs(root / "deeper")):
-        make(tmp_path / dataset.root)
-        with pytest.raises(StudyError):
-            prepare(dataset)
+    monkeypatch.setattr(llcm, "PUBLISHED", trees.counts_of_llcm())
+    study = own_study(tmp_path, "llcm")
+    trees.write_llcm(tmp_path / study.dataset("llcm").root)
+    _, (record,), texts = run_all(study, "llcm", variants=1)
+    found = {
+        key: (one["n_query"], one["gallery_size"], len(one["per_trial"]["mAP"]))
+        for key, one in record["settings"].items()
+    }
+    assert found == {"infrared_to_visible": (16, 12, 10), "visible_to_infrared": (8, 24, 10)}
+    caption = texts["settings.md"].splitlines()[0]
+    assert "does not mirror" in caption and len(caption.split()) <= 40
+    assert re.search(r"ZYK100/LLCM: DEEN +\| +69.21 \| +90.95 \| +95.07 \| +55.52", texts["settings.md"])
+    assert "paper" not in texts["settings.md"] and "DEEN" not in texts["ablation.md"]
+
+
+def test_a_folder_of_another_layout_or_with_too_few_people_is_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dataset = load_study(small_params(tmp_path)).dataset("mine")
+    root = tmp_path / dataset.root
+    for make in (lambda: root.mkdir(parents=True), lambda: photographs(root / "deeper"), lambda: photographs(root, 6)):
+        make()
+        with pytest.raises(StudyError) as caught:
+            prepare(dataset, ids_per_batch=4)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_row_that_names_a_reader_of_ones_own_is_valid(tmp_path):
+    study = load_study(small_params(tmp_path, **rows(2)))
+    assert study.dataset("theirs").protocol == "both_ways"
 
 
 def test_a_backbone_is_one_line_of_its_table(tmp_path, monkeypatch):
@@ -152,4 +201,4 @@ def test_a_backbone_is_one_line_of_its_table(tmp_path, monkeypatch):
     monkeypatch.setitem(backbone.ARCHITECTURES, "resnet101", (Bottleneck, (3, 4, 23, 3)))
     with torch.device("meta"):
         assert sum(p.numel() for p in DANet(395, "resnet101").parameters()) > 42e6
-    assert rows(2)["datasets"]["sysu"]["recipe"] == {"backbone": "resnet101"}
+    assert rows(3)["datasets"]["sysu"]["recipe"] == {"backbone": "resnet101"}

@@ -32,6 +32,12 @@ def records_of(*variants, dataset="synth_sysu", seeds=(0, 1)):
     return [record(f"{dataset}-1-{variant}-{seed}") for variant in variants for seed in seeds]
 
 
+def measured(seed=0):
+    accuracy = {head: {"visible": 0.9, "infrared": 0.8 + 0.01 * seed} for head in ("C", "C_v", "C_r")}
+    gradient = {term: {"mean": 0.5 + 0.1 * seed, "std": 0.1} for term in ("L_sid", "L_M")}
+    return {"cosine": {"mean": 0.7, "std": 0.1}, "accuracy": accuracy, "gradient": gradient}
+
+
 def distributions(*labels, bins=100):
     rng = np.random.default_rng(3)
     pids, modalities = np.repeat(np.arange(8), 8), np.tile(np.repeat([0, 1], 4), 8)
@@ -74,6 +80,7 @@ def every_figure(dataset, *variants):
         "distances": figures.distance_distributions(distributions(*labels), title, dict.fromkeys(labels, GAP)),
         "probe": figures.modality_probe(found, STUDY),
     }
+    made["classifiers"] = figures.classifiers([one | {"classifiers": measured(one["seed"])} for one in found], STUDY)
     return made | ({"pairs": figures.camera_pairs(found, STUDY)} if "camera_pairs" in found[0] else {})
 
 
@@ -154,6 +161,18 @@ def test_the_probe_shows_means_before_and_after_and_fills_the_feature_in_use():
     assert [line.get_marker() for line in second if line.get_markerfacecolor() != "white"] == ["s"]
 
 
+def test_classifiers_have_a_mark_per_measured_run_and_panel():
+    runs = records_of("b_ml", "b_ml_cc", seeds=(0, 1))
+    assert figures.classifiers(runs, STUDY) is None  # old records
+    runs = [run | {"classifiers": measured(run["seed"])} for run in runs[:3]] + runs[3:]
+    cosine, accuracy, gradient = panels(figures.classifiers(runs, STUDY))
+    assert [len(axis.get_lines()) for axis in (cosine, accuracy, gradient)] == [3, 3, 3]
+    names = [label.get_text() for label in accuracy.get_yticklabels()]
+    drawn = dict(zip(names, accuracy.get_lines()[1].get_xdata(), strict=True))
+    assert drawn["C_v, visible"] == pytest.approx(90) and drawn["C_v, infrared"] == pytest.approx(81)
+    assert list(gradient.get_lines()[1].get_xdata()) == [0.6, 0.6]
+
+
 def test_distances_have_four_curves_per_variant_common_limits_and_gap_shares():
     found = distributions("Baseline", "B + CC")
     figure = figures.distance_distributions(found, "title", dict.fromkeys(found, GAP))
@@ -161,7 +180,7 @@ def test_distances_have_four_curves_per_variant_common_limits_and_gap_shares():
     for axis, one in zip(panels(figure), found.values(), strict=True):
         assert "75 / 12 / 25 %" in axis.get_title()
         for kind, words in KINDS.items():
-            np.testing.assert_allclose(lines(axis, words)[0].get_ydata(), one.kinds[kind].density(one.edges))
+            np.testing.assert_allclose(lines(axis, words)[0].get_ydata(), one.kinds[kind].density)
     with pytest.raises(AssertionError):
         figures.distance_distributions(distributions("a") | distributions("b", bins=50), "title")
 

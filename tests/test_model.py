@@ -20,7 +20,7 @@ def small(**options) -> DANet:
 
 
 def mixed() -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1)), torch.tensor([1, 1, 0, 1, 0, 1])
+    return torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1)), torch.tensor([1, 1, 0, 1, 0, 0])
 
 
 @pytest.fixture
@@ -175,6 +175,14 @@ def test_batch_statistics_and_gradient_of_a_stem_come_from_its_own_modality():
     two.eval().embed(images, modalities)[0][modalities == 0].sum().backward()
     assert two.backbone.conv1.weight.grad.any() and two.backbone.layer1[0].conv1.weight.grad.any()
     assert not two.backbone.conv1_infrared.weight.grad.any()
+
+
+def test_a_training_batch_of_two_streams_has_equal_numbers_of_both_modalities():
+    images, modalities = mixed()
+    with pytest.raises(RuntimeError):
+        small(stem="two").train()(images[1:], modalities[1:])
+    with pytest.raises(RuntimeError):
+        small(stem="two").train()(images, torch.zeros_like(modalities))
 
 
 def test_zero_padding_puts_gray_into_the_channel_of_the_modality_and_zero_into_the_other():

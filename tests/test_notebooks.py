@@ -11,6 +11,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from finished import run_notebook
 from nbclient import NotebookClient
 
 from danet_study.files import StudyError
@@ -78,16 +79,6 @@ def test_its_code_compiles_and_all_that_it_imports_and_calls_exists(path):
             assert hasattr(modules[node.value.id], node.attr), f"{node.value.id}.{node.attr}"
 
 
-def run(path: Path, **given: object) -> dict[str, Any]:
-    """Run a notebook's cells in this process; `given` parameters replace those of its tagged cell."""
-    names: dict[str, Any] = {}
-    for cell in read(path)["cells"]:
-        if cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), path.name, "exec"), names)
-            names.update(given if "parameters" in cell["metadata"].get("tags", []) else {})
-    return names
-
-
 def test_the_method_notebook_runs_and_finds_loops_and_functions_equal():
     notebook = nbformat.read(ROOT / "notebooks/00_method.ipynb", as_version=4)
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
@@ -100,7 +91,7 @@ def test_the_method_notebook_runs_and_finds_loops_and_functions_equal():
 def test_a_notebook_refuses_to_run_without_its_parameters(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(StudyError):
-        run(ROOT / f"notebooks/{name}.ipynb")
+        run_notebook(name)
 
 
 def test_a_run_is_trained_by_one_notebook_and_scored_by_the_next(tmp_path, monkeypatch):
@@ -108,8 +99,8 @@ def test_a_run_is_trained_by_one_notebook_and_scored_by_the_next(tmp_path, monke
     small_params(tmp_path)
     monkeypatch.chdir(tmp_path)
     given = {"split": "synth_sysu-1", "variant": "b_ml", "seed": 0, "device": "cpu"}
-    trained = run(ROOT / "notebooks/02_train.ipynb", **given)
+    trained = run_notebook("02_train", **given)
     assert list(trained["history"].index) == [1, 2, 3]
-    scored = run(ROOT / "notebooks/03_evaluate.ipynb", **given)
+    scored = run_notebook("03_evaluate", **given)
     assert set(scored["scores"].index) == {"all_single", "all_multi", "indoor_single", "indoor_multi"}
     assert (tmp_path / "results/records/synth_sysu-1-b_ml-0.json").exists()

@@ -11,8 +11,10 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+import torch
 from ruamel.yaml import YAML
 
+from danet_study import determinism
 from danet_study.config import load_study
 from tools.variation import copy_project, override
 
@@ -24,9 +26,10 @@ ENVIRONMENT = {
 TRAINING = ("train@", "evaluate@")
 
 
-def call(project, *command, check=True):
+def call(project, *command, check=True, **environment):
     """Run a command in the project; its output."""
-    options = {"capture_output": True, "text": True, "env": ENVIRONMENT, "stdin": subprocess.DEVNULL}
+    environment = {**ENVIRONMENT, **environment}
+    options = {"capture_output": True, "text": True, "env": environment, "stdin": subprocess.DEVNULL}
     done = subprocess.run(command, cwd=project, **options)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -44,7 +47,7 @@ def demo(tmp_path_factory):
     project = tmp_path_factory.mktemp("project") / "d\u00e9mo study"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        copy_project(project, YAML(typ="safe").load(ROOT / "demo.yaml"))
+        copy_project(project, YAML(typ="safe").load(ROOT / "studies/demo.yaml"))
     log = call(project, sys.executable, "-m", "tools.batch")
     (project / "demo.log").write_text(log)
     return project
@@ -116,6 +119,14 @@ def test_a_notebook_that_was_run_leaves_every_run_up_to_date(demo):
     path.write_text(before)
 
 
+def test_an_edited_module_in_own_code_makes_the_configurations_stale(demo):
+    path = demo / "docs/examples/my_losses.py"
+    before = path.read_bytes()
+    path.write_bytes(before + b"# edited\n")
+    assert status(demo) == {"configs"}
+    path.write_bytes(before)
+
+
 def test_a_notebook_refuses_to_run_without_its_parameters_and_under_wrong_names(demo):
     for arguments in ((), ("-p", "varaint", "b_cc"), ("-p", "split", "synth_sysu-1", "-p", "variant", "b_c")):
         command = ("papermill", "notebooks/02_train.ipynb", "build/refused.ipynb", "-k", "python3", "--cwd", ".")
@@ -132,7 +143,67 @@ def test_a_failed_run_is_named_with_its_reason_and_log_and_the_others_finish(dem
     assert record["config"]["recipe"]["weight_decay"] == 0.0004
 
 
+def test_dvc_shows_every_plot(demo, tmp_path):
+    assert "failed" not in call(demo, "dvc", "plots", "show", "--out", str(tmp_path))
+    assert len(list(tmp_path.rglob("*.png"))) == 3
+
+
+# -------------------- habits: a zip copy in another repository, or `dvc exp run`; no locale, no home folder
+
+TINY = {
+    "study": {"datasets": ["synth_sysu"], "splits": ["synth_sysu-1"], "variants": ["baseline", "b_ml_cc"]},
+    "datasets": {"synth_sysu": {"recipe": {"epochs": 2, "steps_per_epoch": 3, "milestones": [1]}}},
+}
+BARE = {"HOME": "/proc/none", "LANG": "C", "LC_ALL": "C"}
+
+
+def repository(folder):
+    """Commit all files of a folder; the commit."""
+    for words in (("init", "-q"), ("add", "."), ("-c", "user.name=a", "-c", "user.email=a", "commit", "-qm", "x")):
+        call(folder, "git", *words)
+    return call(folder, "git", "rev-parse", "HEAD").strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("habit", ["zip", "exp"])
+def test_a_shrunk_study_runs_to_the_end(tmp_path, habit):
+    project = tmp_path / "K\u00e4se & Gr\u00f6\u00dfe"
+    for name in call(ROOT, "git", "ls-files", "-co", "--exclude-standard").splitlines():
+        if (ROOT / name).exists():
+            (project / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, project / name)
+    for overrides in (YAML(typ="safe").load(ROOT / "studies/demo.yaml"), TINY):
+        override(project / "params.yaml", overrides)
+    head = repository(project if habit == "exp" else tmp_path)
+    call(project, sys.executable, "-m", "tools.setup", **BARE)
+    command = {"zip": [sys.executable, "-m", "tools.batch"], "exp": ["dvc", "exp", "run", "-S", "bootstrap.seed=1"]}
+    call(project, *command[habit], **BARE)
+    record = json.loads((project / "results/records/synth_sysu-1-b_ml_cc-0.json").read_text())
+    assert record["versions"]["commit"] == {"zip": "", "exp": f"{head}+changes"}[habit]
+    assert (project / "results/report.html").exists()
+    assert "up to date" in call(project, "dvc", "status", **BARE)
+
+
 # -------------------- without running it
+
+
+def test_a_record_names_the_commit_of_the_projects_own_repository_only(tmp_path, monkeypatch):
+    def commit(root):
+        monkeypatch.setattr(determinism, "ROOT", root)
+        return determinism.versions(torch.device("cpu"))["commit"]
+
+    project = tmp_path / "project"
+    for name in determinism.TRAINING_CODE:
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, project / name)
+    foreign = shutil.copytree(project, tmp_path / "foreign/copy").parent
+    head = repository(project)
+    (foreign / "README").touch()
+    repository(foreign)
+    assert commit(project) == head
+    assert commit(foreign / "copy") == ""
+    (project / "danet_study/train.py").write_text("# edited\n")
+    assert commit(project) == head + "+changes"
 
 
 def test_papermill_is_given_parameters_that_the_notebooks_have():
@@ -144,16 +215,14 @@ def test_papermill_is_given_parameters_that_the_notebooks_have():
 
 
 def test_train_depends_on_all_code_that_a_checkpoint_is_checked_against():
-    from danet_study.determinism import TRAINING_CODE
-
     dependencies = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]["train"]["deps"]
-    assert all(name in dependencies or name.split("/")[0] in dependencies for name in TRAINING_CODE)
+    assert all(name in dependencies or name.split("/")[0] in dependencies for name in determinism.TRAINING_CODE)
 
 
 def test_paper_yaml_and_the_sensitivity_rows_are_studies(tmp_path):
     from tools.variation import sensitivity
 
-    for overrides in (YAML(typ="safe").load(ROOT / "paper.yaml"), sensitivity()):
+    for overrides in (YAML(typ="safe").load(ROOT / "studies/paper.yaml"), sensitivity()):
         path = tmp_path / "params.yaml"
         shutil.copy(ROOT / "params.yaml", path)
         override(path, overrides)

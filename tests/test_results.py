@@ -5,14 +5,15 @@ import math
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from records import ROOT, of, record, study, write_records
 from scipy import stats
 
 from danet_study import results
-from danet_study.config import Overrides
+from danet_study.config import Bootstrap, Overrides
 from danet_study.files import StudyError
-from danet_study.results import estimate, paired_bootstrap
+from danet_study.results import estimate, holm, identity_differences, over_identities
 
 
 def loaded(folder, plan, dataset="synth_sysu", **overrides):
@@ -27,37 +28,22 @@ def loaded(folder, plan, dataset="synth_sysu", **overrides):
 def test_frame_has_one_row_per_run_setting_and_metric(tmp_path):
     found = loaded(tmp_path, study(seeds=(0, 1)))
     frame = found.frame
-    columns = ["run", "dataset", "trial", "variant", "label", "seed", "setting", "metric", "value"]
-    assert list(frame.columns) == columns
+    assert list(frame) == ["run", "dataset", "trial", "variant", "label", "seed", "setting", "metric", "value"]
     assert not frame.duplicated(["run", "setting", "metric"]).any()
-    row = frame[(frame.run == "synth_sysu-1-b_cc-1") & (frame.setting == "all_single") & (frame.metric == "cmc1")]
-    assert row.iloc[0].to_dict() == {
-        "run": "synth_sysu-1-b_cc-1",
-        "dataset": "synth_sysu",
-        "trial": 1,
-        "variant": "b_cc",
-        "label": "B + CC",
-        "seed": 1,
-        "setting": "all_single",
-        "metric": "cmc1",
-        "value": found.records["synth_sysu-1-b_cc-1"]["settings"]["all_single"]["mean"]["cmc1"],
-    }
+    run = "synth_sysu-1-b_cc-1"
+    (row,) = frame[(frame.run == run) & (frame.setting == "all_single") & (frame.metric == "cmc1")].to_numpy().tolist()
+    value = found.records[run]["settings"]["all_single"]["mean"]["cmc1"]
+    assert row == [run, "synth_sysu", 1, "b_cc", "B + CC", 1, "all_single", "cmc1", value]
     assert set(frame.setting) >= {"within_visible", "modality_gap", "modality_gap_pretrained", "probe", "training"}
 
 
-def test_run_without_record_is_missing_and_record_of_an_unlisted_run_is_not_read(tmp_path):
-    plan = study(seeds=(0, 1))
-    write_records(tmp_path, [of(config) for config in study(seeds=(1, 2)).runs()])
-    found = results.load_results(plan, "synth_sysu", tmp_path)
-    assert {run[-1] for run in found.records} == {"1"}
-    assert found.missing == [config.name for config in plan.runs() if config.seed == 0]
-    assert found.seeds("b_cc") == [1]
-
-
-def test_no_record_at_all_is_no_error(tmp_path):
+def test_runs_without_record_are_no_error_and_records_of_unlisted_runs_are_not_read(tmp_path):
     found = results.load_results(study(), "synth_sysu", tmp_path)
-    assert found.records == {} and found.frame.empty and len(found.missing) == 4
+    assert found.records == {} and found.frame.empty and len(found.configs) == 4
     assert set(results.differences(found)["verdict"]) == {"not run"}
+    write_records(tmp_path, [of(config) for config in study(seeds=(1, 2)).runs()])
+    found = results.load_results(study(seeds=(0, 1)), "synth_sysu", tmp_path)
+    assert {run[-1] for run in found.records} == {"1"} and found.seeds("b_cc") == [1]
 
 
 def test_data_set_without_a_listed_run_is_refused(tmp_path):
@@ -96,29 +82,23 @@ def change(*keys, value):
         "modality_gap": lambda one: one.pop("modality_gap"),
         "pretrained": lambda one: one["modality_gap"].pop("pretrained"),
         "scores": change("settings", value=[1, 2]),
+        **{f"b_cc-0.json{' ' * i}": text for i, text in enumerate(["", "{", "[]", "null", "{}"])},
     }.items(),
 )
 def test_record_that_cannot_share_a_table_is_refused_with_file_and_key(tmp_path, key, damage):
     plan = study()
     loaded(tmp_path, plan)
     path = tmp_path / "records" / "synth_sysu-1-b_cc-0.json"
-    one = json.loads(path.read_text())
-    damage(one)
-    path.write_text(json.dumps(one))
-    with pytest.raises(StudyError, match=key) as error:
+    if isinstance(damage, str):  # the whole file
+        path.write_text(damage)
+    else:
+        one = json.loads(path.read_text())
+        damage(one)
+        path.write_text(json.dumps(one))
+    with pytest.raises(StudyError, match=key.strip()) as error:
         results.load_results(plan, "synth_sysu", tmp_path)
     assert str(path) in str(error.value)
     assert len(str(error.value).replace(str(path), "PATH").split()) <= 25
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}"])
-def test_damaged_file_is_refused_by_name(tmp_path, text):
-    plan = study()
-    loaded(tmp_path, plan)
-    path = tmp_path / "records" / "synth_sysu-1-b_ml-0.json"
-    path.write_text(text)
-    with pytest.raises(StudyError, match=path.name):
-        results.load_results(plan, "synth_sysu", tmp_path)
 
 
 def test_changed_label_is_no_other_configuration(tmp_path):
@@ -205,15 +185,15 @@ def test_one_seed_has_no_interval_and_no_verdict():
     [
         ([5, 6, 7], [1, 2, 3], "helps"),
         ([1, 2, 3], [5, 6, 7], "hurts"),
-        ([1, 2, 3], [1, 2, 4], "inconclusive: the interval includes zero"),
+        ([1, 2, 3], [1, 2, 4], "inconclusive"),
         ([2, 2], [1, 1], "helps"),
-        ([2, 2], [2, 2], "inconclusive: the interval includes zero"),
+        ([2, 2], [2, 2], "inconclusive"),
     ],
 )
 def test_verdict_is_the_side_of_the_interval(a, b, verdict):
     one = estimate([a, b], [1, -1])
     assert one.verdict() == verdict
-    assert (one.p < 0.05) == (not verdict.startswith("inconclusive"))
+    assert (one.p < 0.05) == (verdict != "inconclusive")
 
 
 @pytest.mark.parametrize(("n", "d"), [(3, 3.07), (10, 1.325), (20, 0.909)])
@@ -254,7 +234,7 @@ def test_factorial_effects_and_interaction(tmp_path):
 def test_cells_are_found_from_losses_not_names(tmp_path):
     rows = {
         "plain": Overrides(label="Plain"),
-        "long_cc": Overrides(label="CC, longer", extends=["b_cc"], epochs_factor=2),
+        "long_cc": Overrides(label="CC, longer", extends=["b_cc"], recipe={"epochs": 28}),
         "wide_margin": Overrides(label="CC, 1.4", extends=["b_cc"], losses={"L_cc": {"margin": 1.4}}),
         "mutual": Overrides(label="ML", extends=["b_ml"]),
         "printed": Overrides(label="Both", extends=["b_ml_cc"]),
@@ -264,26 +244,54 @@ def test_cells_are_found_from_losses_not_names(tmp_path):
     found = loaded(tmp_path, study(variants=rows, rows=rows))
     cells = {"baseline": "plain", "cc": "wide_margin", "ml": "mutual", "both": "pair"}
     assert results.factorial(found) == cells
-    others = [contrast.weights for contrast in results.contrasts(found)][6:]
+    others = list(results.contrasts(found).values())[6:]
     assert others == [{name: 1, "plain": -1} for name in ("long_cc", "printed", "triplet")]
 
 
 def test_without_a_baseline_there_is_no_contrast(tmp_path):
-    assert results.contrasts(loaded(tmp_path, study(variants=("b_cc", "b_ml")))) == []
+    assert results.contrasts(loaded(tmp_path, study(variants=("b_cc", "b_ml")))) == {}
+
+
+def test_holm_by_hand():
+    # sorted .01 .02 .03 .04, times 4 3 2 1: .04 .06 .06 .04, made monotone
+    assert holm(np.array([0.04, 0.01, 0.03, 0.02])) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm(np.array([0.6, 0.9])) == pytest.approx([1, 1])
+    assert holm(np.array([0.03])) == pytest.approx([0.03])
+
+
+def test_holm_rejects_what_the_step_down_procedure_rejects():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        p = rng.beta(0.3, 2, 12)
+        rejected = set()
+        for k, index in enumerate(np.argsort(p)):
+            if p[index] > 0.05 / (12 - k):
+                break
+            rejected.add(index)
+        assert set(np.flatnonzero(holm(p) <= 0.05)) == rejected
+
+
+def test_holm_counts_the_tested_rows_of_a_score_and_decides_the_verdict():
+    rows = [("Rank-1", 0.01, "helps"), ("Rank-1", 0.04, "hurts"), ("mAP", 0.04, "helps"), ("Rank-1", None, "not run")]
+    rows.append(("Rank-1", 0.02, "helps"))
+    table = results.adjust(pd.DataFrame(rows, columns=["metric", "p", "verdict"]))
+    assert table["holm"].tolist() == pytest.approx([0.03, 0.04, 0.04, math.nan, 0.04], nan_ok=True)
+    table = results.adjust(pd.DataFrame([*rows, ("Rank-1", 0.9, "inconclusive")], columns=["metric", "p", "verdict"]))
+    assert table["verdict"].tolist() == ["helps", "inconclusive", "helps", "not run", "inconclusive", "inconclusive"]
 
 
 # -------------------- over test identities
 
 
-def bootstrap(values, n, confidence=0.95, seed=0):
+def interval(values, n, confidence=0.95, seed=0):
     values, n = np.atleast_2d(np.array(values, float)), np.atleast_2d(np.array(n, float))
-    return paired_bootstrap(values, n, resamples=4000, confidence=confidence, seed=seed)
+    return over_identities(values, n, Bootstrap(resamples=4000, confidence=confidence, seed=seed))[:2]
 
 
 def test_bootstrap_of_two_identities_by_hand():
     """Drawn: the first twice (1/4), each once (1/2), the second twice (1/4); means 4, (4 + 3 * 0) / 4 = 1 and 0."""
-    assert bootstrap([4, 0], [1, 3], confidence=0.4) == (pytest.approx(1), pytest.approx(1))
-    assert bootstrap([4, 0], [1, 3]) == (0, 4)
+    assert interval([4, 0], [1, 3], confidence=0.4) == (pytest.approx(1), pytest.approx(1))
+    assert interval([4, 0], [1, 3]) == (0, 4)
 
 
 def test_bootstrap_agrees_with_drawing_identities_one_by_one():
@@ -294,27 +302,45 @@ def test_bootstrap_agrees_with_drawing_identities_one_by_one():
         drawn = rng.integers(0, 30, 30)
         split = [sum(n[s, i] * values[s, i] for i in drawn) / sum(n[s, i] for i in drawn) for s in (0, 1)]
         means.append(sum(split) / 2)
-    assert bootstrap(values, n) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.1)
+    assert interval(values, n) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.1)
 
 
 def test_bootstrap_is_repeatable_and_constant_differences_have_no_spread():
-    assert bootstrap([2, 2, 2], [1, 5, 2]) == pytest.approx((2, 2))
-    assert bootstrap([1, 2, 5], [1, 5, 2], seed=3) == bootstrap([1, 2, 5], [1, 5, 2], seed=3)
+    assert interval([2, 2, 2], [1, 5, 2]) == pytest.approx((2, 2))
+    assert interval([1, 2, 5], [1, 5, 2], seed=3) == interval([1, 2, 5], [1, 5, 2], seed=3)
 
 
-def test_contrast_over_identities_averages_seeds_and_refuses_other_queries(tmp_path):
-    plan = study(seeds=(0, 1), variants=("baseline", "b_cc"))
-    found = loaded(tmp_path, plan)
-    for one in found.records.values():
-        gain = 0.1 if one["variant"] == "b_cc" else 0.0
-        one["per_identity"] = {"pids": [5, 6], "n": [2, 1], "cmc1": [gain] * 2, "ap": [gain + 0.1 * one["seed"]] * 2}
-    (contrast,) = results.contrasts(found)
-    expected = {"gallery_low": pytest.approx(10), "gallery_high": pytest.approx(10), "identities": 2}
-    assert results.identity_bootstrap(found, contrast, "cmc1") == expected
-    assert results.identity_bootstrap(found, contrast, "mAP") == expected
-    found.records["synth_sysu-1-b_cc-1"]["per_identity"]["n"] = [2, 2]
-    with pytest.raises(StudyError, match="b_cc"):
-        results.identity_bootstrap(found, contrast, "cmc1")
+def of_identities(scores, n=(2, 1), trial=1):
+    return {"trial": trial, "per_identity": {"pids": [5, 6], "n": list(n), "cmc1": list(scores), "ap": list(scores)}}
+
+
+def test_differences_of_identities_average_seeds_and_refuse_other_queries():
+    records = {"a": [of_identities([0.1, 0.2]), of_identities([0.3, 0.2])], "b": [of_identities([0.5, 0.1])]}
+    values, n = identity_differences(records, {"b": 1, "a": -1}, "mAP")
+    assert values == pytest.approx(np.array([[30, -10]])) and n.tolist() == [[2, 1]]
+    records["a"][1] = of_identities([0.3, 0.2], n=(2, 2))
+    with pytest.raises(StudyError, match="a and b"):
+        identity_differences(records, {"b": 1, "a": -1}, "cmc1")
+    with pytest.raises(StudyError, match="a and b"):
+        identity_differences({"a": records["b"], "b": [of_identities([1, 1], trial=2)]}, {"b": 1, "a": -1}, "cmc1")
+
+
+def test_table_of_differences_has_the_interval_of_its_contrast(tmp_path):
+    found = loaded(tmp_path, study(seeds=(0, 1), variants=("baseline", "b_cc")))
+    row = results.differences(found).set_index("metric").loc["mAP"]
+    values, n = identity_differences({v: found.of(v) for v in ("baseline", "b_cc")}, {"b_cc": 1, "baseline": -1}, "mAP")
+    expected = over_identities(values, n, found.bootstrap)[:2]
+    assert (row["gallery_low"], row["gallery_high"], row["identities"]) == (*expected, 8)
+
+
+def test_permutation_p_is_exact_for_few_identities():
+    """Of the 2 ** 5 signs of 1 to 5 those with a sum of at least 13 in size: all, and all but 1, on each side: 4."""
+    numbers = Bootstrap(resamples=20_000, confidence=0.95, seed=0)
+    assert over_identities(np.array([[-1.0, 2, 3, 4, 5]]), np.ones((1, 5)), numbers)[2] == pytest.approx(
+        4 / 32, abs=0.01
+    )
+    assert over_identities(np.zeros((1, 5)), np.ones((1, 5)), numbers)[2] == 1
+    assert over_identities(np.ones((2, 30)), np.ones((2, 30)), numbers)[2] == 1 / 20_001
 
 
 # -------------------- two runs
@@ -323,18 +349,34 @@ def test_contrast_over_identities_averages_seeds_and_refuses_other_queries(tmp_p
 def test_two_runs_of_any_configuration_are_compared():
     a = record("synth_sysu-1-baseline-0", cmc1=0.2, mAP=0.3)
     b = record("synth_sysu-1-b_cc-1", cmc1=0.25, mAP=0.28)
-    found = results.compare(a, b, study().bootstrap)
-    assert list(found.configuration["key"]) == ["config.losses.L_cc.margin", "config.losses.L_cc.weight", "config.seed"]
-    first = found.scores.iloc[0].to_dict()
-    assert first == {"setting": "all_single", "metric": "Rank-1", "a": 20, "b": 25, "difference": pytest.approx(5)}
-    assert len(found.scores) == 8
-    ap = found.identities.set_index("metric").loc["mAP"]
-    assert ap["gallery_low"] < -2 < ap["gallery_high"] and ap["difference"] == pytest.approx(-2)
-    with pytest.raises(StudyError, match="protocol"):
-        results.compare(a, record("synth_regdb-1-baseline-0"), study().bootstrap)
-    b["provenance"]["data_sha256"] = "other"
-    with pytest.raises(StudyError, match="data_sha256"):
-        results.compare(a, b, study().bootstrap)
+    b["versions"] = {**b["versions"], "python": "3.13"}
+    configuration, scores = results.compare(a, b, study().bootstrap)
+    keys = ["config.losses.L_cc.margin", "config.losses.L_cc.weight", "config.seed", "versions.python"]
+    assert list(configuration["key"]) == keys
+    assert list(configuration["a"]) == ["absent", "absent", 0, "3.12"] and configuration["b"].iloc[0] == 0.7
+    assert len(scores) == 8
+    first, second = scores.iloc[0], scores.iloc[1]
+    assert (first["setting"], first["metric"], first["a"], first["b"]) == ("all_single", "Rank-1", 20, 25)
+    assert (first["difference"], second["difference"]) == (pytest.approx(5), pytest.approx(-2))
+    for row in (first, second):
+        assert row["a_low"] < row["a"] < row["a_high"] and row["b_low"] < row["b"] < row["b_high"]
+        assert row["low"] < row["difference"] < row["high"] and 0 < row["p"] < 1
+    assert scores.iloc[2:][["a_low", "low", "p"]].isna().all(axis=None)
+    same = results.compare(a, a, study().bootstrap)
+    assert same[0].empty and set(same[1]["p"].dropna()) == {1} and set(same[1]["low"].dropna()) == {0}
+
+
+@pytest.mark.parametrize(
+    ("key", "other"),
+    {
+        "protocol": record("synth_regdb-1-baseline-0"),
+        "data_sha256": record(provenance={"data_sha256": "other"}),
+        "test queries": record("synth_sysu-2-baseline-0"),
+    }.items(),
+)
+def test_runs_over_other_data_are_not_compared(key, other):
+    with pytest.raises(StudyError, match=key):
+        results.compare(record(), other, study().bootstrap)
 
 
 def test_command_compares_two_record_files(tmp_path, monkeypatch, capsys):
@@ -342,10 +384,11 @@ def test_command_compares_two_record_files(tmp_path, monkeypatch, capsys):
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     files = [f"records/synth_sysu-1-{variant}-0.json" for variant in ("baseline", "b_cc")]
-    monkeypatch.setattr("sys.argv", ["results", *files])
-    results.main()
-    text = capsys.readouterr().out
-    assert all(word in text for word in ("config.losses.L_cc.margin", "all_single", "gallery_low"))
+    for arguments, words in ((files, ["L_cc.margin", "all_single", "a_low"]), (files[:1] * 2, ["same configuration"])):
+        monkeypatch.setattr("sys.argv", ["results", *arguments])
+        results.main()
+        text = capsys.readouterr().out
+        assert all(word in text for word in words)
     monkeypatch.setattr("sys.argv", ["results", files[0], "records/none.json"])
     with pytest.raises(SystemExit, match="none.json"):
         results.main()

@@ -1,6 +1,7 @@
 """The sensitivity study from made-up records: differences, adjusted p values, verdicts, files."""
 
 import io
+import json
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy import stats
 
 from danet_study import sensitivity
 from danet_study.config import SensitivityRow
-from danet_study.sensitivity import holm, same_weights
+from danet_study.sensitivity import same_weights
 
 ROWS = {
     "margin": SensitivityRow(
@@ -93,30 +94,25 @@ def test_row_without_record_is_named_and_not_counted(tmp_path):
     assert "not run" in sensitivity.markdown(*found) and "15 of 18" in sensitivity.markdown(*found)
 
 
+@pytest.mark.parametrize("key", ["config", "data"])
+def test_records_of_other_parameters_or_data_count_as_not_run(tmp_path, key):
+    found, _ = loaded(tmp_path)
+    path = tmp_path / "records/synth_sysu-1-margin-2.json"
+    record = json.loads(path.read_text())
+    if key == "config":
+        record["config"]["recipe"]["lr"] *= 2
+    else:
+        record["provenance"]["data_sha256"] = "e1" * 32
+    path.write_text(json.dumps(record))
+    results = sensitivity.load_sensitivity(found, tmp_path)
+    assert results.seeds("margin") == [0, 1] and "14 of 18" in sensitivity.markdown(found, results)
+
+
 def test_one_seed_is_not_tested(tmp_path):
     rows = table(tmp_path, seeds=(0,))
     assert rows.loc["margin", "difference"] == pytest.approx(-9)
     assert rows.loc[["margin", "before_bn"], "verdict"].tolist() == ["not tested (n = 1)"] * 2
     assert rows[["p", "holm", "bh", "low"]].isna().all().all()
-
-
-def test_holm_by_hand():
-    # sorted .01 .02 .03 .04, times 4 3 2 1: .04 .06 .06 .04, made monotone
-    assert holm(np.array([0.04, 0.01, 0.03, 0.02])) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm(np.array([0.6, 0.9])) == pytest.approx([1, 1])
-    assert holm(np.array([0.03])) == pytest.approx([0.03])
-
-
-def test_holm_rejects_what_the_step_down_procedure_rejects():
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        p = rng.beta(0.3, 2, 12)
-        rejected = set()
-        for k, index in enumerate(np.argsort(p)):
-            if p[index] > 0.05 / (12 - k):
-                break
-            rejected.add(index)
-        assert set(np.flatnonzero(holm(p) <= 0.05)) == rejected
 
 
 def test_verdict_needs_holms_p(tmp_path):
@@ -149,10 +145,9 @@ def test_files_are_written_and_the_same_again(tmp_path):
 
 def test_forest_has_a_mark_per_tested_row_filled_where_decided(tmp_path):
     figure = sensitivity.forest(*loaded(tmp_path))
-    marks = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
-    assert len(marks) == 3
-    filled = [line.get_markerfacecolor() == line.get_color() for line in marks]
-    assert filled == [True, True, False]  # margin, before_bn, euclidean
+    marks = figure.axes[0].collections[1]
+    assert marks.get_offsets().tolist() == pytest.approx(np.array([[-10, 1], [1, 3], [0, 4]]))  # below a group's title
+    assert [face.all() for face in marks.get_facecolors()] == [False, False, True]  # white: euclidean
     assert "Synthetic" in figure.get_suptitle()
     assert [text.get_text().strip() for text in figure.axes[0].texts] == ["not run"]
 

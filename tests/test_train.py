@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -16,19 +15,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from danet_core import losses
-from danet_study import data
 from danet_study import train as train_module
 from danet_study.checkpoint import CHECKPOINTS, MODEL, RECORD, build_model, load_checkpoint, load_run, save_checkpoint
-from danet_study.config import RunConfig, load_study
-from danet_study.data import Batch, TrainingImages
+from danet_study.config import RunConfig
+from danet_study.data import TrainingImages
 from danet_study.determinism import derived_seed, deterministic, resolve_device, versions
 from danet_study.files import StudyError, exclusive, read_json
 from danet_study.store import PackedStore
-from danet_study.train import build_optimizer, epoch_line, train, train_step
-from tests.stores import PARAMS, ROOT, make_project, shrunk, small_run
+from danet_study.train import epoch_line, train
+from tests.stores import ROOT, make_project, small_run
 
 CPU = torch.device("cpu")
 silent = functools.partial(train, device="cpu", log=lambda line: None)
@@ -358,90 +354,6 @@ def test_a_device_or_precision_that_is_absent_is_refused():
     for name in ("gpu", "cuda:x", "mps", "meta"):
         with pytest.raises(StudyError):
             resolve_device(name)
-
-
-# A step never waits for a GPU: with fake tensors, reading a value is an error. torch's autograd engine needs a driver
-# even for fake CUDA tensors, so forward pass, losses and optimizer run on a fake GPU, the backward pass on a fake CPU.
-
-STUDY = load_study(PARAMS)
-RUNS = [STUDY.run("sysu-1", row, 0) for row in STUDY.rows]
-KINDS = {
-    re.sub(r"[\d.]+", "0", f"{run.losses} {run.model}"): run.variant for run in RUNS
-}  # that differ in more than numbers
-CASES = [
-    *((variant, "float32") for variant in KINDS.values()),
-    *(("b_ml_cc", precision) for precision in ("tf32", "bfloat16", "float16")),
-]
-
-
-def fake_step(config: RunConfig, device: str) -> dict[str, torch.Tensor]:
-    """A training step on tensors that have a device and a shape, but no values."""
-    with torch.device("meta"):
-        model, mode = build_model(config.resolved(), 6, None).train(), FakeTensorMode()
-    for module in model.modules():
-        for name, tensor in module._buffers.items():
-            module._buffers[name] = FakeTensor(mode, tensor, torch.device(device))
-        for name, tensor in module._parameters.items():
-            if tensor is not None:
-                fake = FakeTensor(mode, tensor.detach(), torch.device(device))
-                module._parameters[name] = torch.nn.Parameter(fake, tensor.requires_grad)
-    with mode:
-        ids = torch.zeros(16, dtype=torch.int64, device=device)
-        batch = Batch(torch.zeros(16, 3, 32, 32, dtype=torch.uint8, device=device), ids, ids)
-        scaler = torch.amp.GradScaler(device, enabled=config.recipe.precision == "float16")
-        return train_step(model, build_optimizer(model, config.recipe), scaler, batch, config, torch.Generator())
-
-
-def gradients_of_zero(optimizer: torch.optim.Optimizer, set_to_none: bool) -> None:
-    for parameter in optimizer.param_groups[0]["params"]:
-        parameter.grad = torch.zeros_like(parameter)
-
-
-@pytest.mark.parametrize(("variant", "precision"), CASES)
-def test_no_step_of_any_variant_or_precision_waits_for_a_gpu(monkeypatch, variant, precision):
-    if variant == "two_stream":
-        pytest.skip("a step counts the images of each modality, for their batch norms, and waits for the number")
-    config = shrunk(STUDY.run("sysu-1", variant, 0), precision=precision)
-    monkeypatch.setattr(data, "_statistics", data._statistics.__wrapped__)  # keep fake tensors out of the cache
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-        patch.setattr(torch.cuda, "is_bf16_supported", lambda *arguments: True)
-        patch.setattr(torch.Tensor, "backward", lambda total: None)
-        patch.setattr(torch.optim.Adam, "zero_grad", gradients_of_zero)
-        assert all(term.device.type == "cuda" for term in fake_step(config, "cuda").values())
-    monkeypatch.setattr(losses, "_require", lambda *arguments: None)  # it reads values, on a CPU only
-    if precision != "float16":  # on a CPU its scaler reads a value
-        assert fake_step(config, "cpu").keys() == {*config.losses, "total"}
-
-
-def test_fake_tensors_notice_a_value_that_is_read(monkeypatch):
-    def waits(output, labels, modalities, rows):
-        return {"total": output.logits.sum() * output.feat.sum().item()}
-
-    monkeypatch.setattr(train_module, "weighted_sum", waits)
-    monkeypatch.setattr(data, "_statistics", data._statistics.__wrapped__)
-    with pytest.raises(Exception, match="_local_scalar_dense"):
-        fake_step(small_run(), "cuda")
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_no_step_on_a_gpu_waits_for_it(here, precision):
-    config, device = small_run(precision=precision), torch.device("cuda")
-    with deterministic(0):
-        images = TrainingImages(PackedStore.open("data/packed/synth_sysu"), ["train"], 1, device)
-        model = build_model(config.resolved(), images.n_classes, None).to(device).train()
-        optimizer, scaler = build_optimizer(model, config.recipe), torch.amp.GradScaler(enabled=precision == "float16")
-        generator = torch.Generator(device).manual_seed(0)
-        order = data.PKSampler(images.pids, images.modalities, 4, 2).epoch(4, np.random.default_rng(0))
-        batches = images.batches(order)
-        train_step(model, optimizer, scaler, next(batches), config, generator)  # makes what is made once
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            for batch in batches:
-                train_step(model, optimizer, scaler, batch, config, generator)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""Small and full-size trees in the layouts of SYSU-MM01 and RegDB, written quickly, for the tests of data_prep.
+"""Small and full-size trees in the layouts of SYSU-MM01 and RegDB, and a small one in LLCM's, for tests of data_prep.
 
 A plan says which images exist; `counts_of_sysu` counts them with plain loops, independently of the reader. The full
 plan has exactly the published counts, though not the published identities, which are licence-gated.
@@ -243,6 +243,48 @@ def write_regdb(root: Path, plan: RegdbPlan, *, linked: bool = False) -> Path:
                 end = "\r\n" if plan.crlf else "\n"
                 path = root / "idx" / f"{split}_{modality.lower()}_{trial}.txt"
                 path.write_bytes((end.join(lines) + end).encode())
+    return root
+
+
+# ---------------------------------------------------------------- LLCM
+
+LLCM = {"train": range(1, 4), "test": range(4, 8)}  # identities by split
+LLCM_CAMERAS = {"vis": (1, 2, 9), "nir": (1, 4)}
+
+
+def llcm_file(modality: str, pid: int, camid: int, number: int) -> str:
+    """Name of one image relative to the root; `modality` is vis or nir."""
+    return f"{modality}/{pid:04d}/{pid:04d}_c{camid:02d}_s{100 * number}_f{7 + number}_{modality}.jpg"
+
+
+def counts_of_llcm() -> dict[str, Any]:
+    """What `llcm.PUBLISHED` would be for the tree of `write_llcm`."""
+    counts: dict[str, Any] = {"ids": {split: len(pids) for split, pids in LLCM.items()}}
+    for split, pids in LLCM.items():
+        for modality, cameras in LLCM_CAMERAS.items():
+            counts[f"{split}_{modality}"] = tuple(2 * len(pids) * (camid in cameras) for camid in range(1, 10))
+    return counts
+
+
+def write_llcm(root: Path) -> Path:
+    """7 identities with 2 images per modality and camera, the split files, and the test images' second arrangement."""
+    (root / "idx").mkdir(parents=True)
+    (root / "idx" / "test_id.txt").write_text(",".join(map(str, LLCM["test"])))
+    for split, pids in LLCM.items():
+        for modality, cameras in LLCM_CAMERAS.items():
+            lines = []
+            for label, pid in enumerate(pids):
+                (root / modality / f"{pid:04d}").mkdir(parents=True)
+                for camid in cameras:
+                    for number in (1, 2):
+                        name, color = llcm_file(modality, pid, camid, number), (100 + 20 * pid, 25 * camid, 90 * number)
+                        (root / name).write_bytes(jpeg(color))
+                        lines.append(f"{name} {label}")
+                        if split == "test":
+                            folder = root / f"test_{modality}" / f"cam{camid}" / f"{pid:04d}"
+                            folder.mkdir(parents=True, exist_ok=True)
+                            (folder / Path(name).name).write_bytes(jpeg(color))
+            (root / "idx" / f"{split}_{modality}.txt").write_text("\n".join(lines) + "\n")
     return root
 
 

@@ -1,1 +1,1 @@
-"""Commands around the pipeline: python -m tools.batch | variation | report | bench | kill_test."""
+"""Commands around the pipeline: python -m tools.batch | variation | report | bench | gpu | kill_test."""

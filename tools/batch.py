@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.live import Live
 
 from danet_study.files import StudyError, exclusive
+from danet_study.processes import cores
 from tools.job import Job, start, stop
 from tools.setup import remove_stale_lock
 
@@ -156,11 +157,6 @@ def run_all(options: argparse.Namespace) -> Batch:
         keep = lambda line: console.print(line) if " done in " in line or " failed: " in line else None  # noqa: E731
         batch.run(keep, lambda text: live.update(text, refresh=True))
     return batch
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main(arguments: list[str] | None = None) -> int:

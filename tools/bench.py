@@ -5,6 +5,7 @@ Every figure is a ratio to a bare operation, timed in the same process on one th
 
 from __future__ import annotations
 
+import functools
 import platform
 import statistics
 import subprocess
@@ -18,11 +19,10 @@ import torch
 from torch.nn import functional
 
 from danet_core.losses import weighted_sum
-from danet_core.model import DANet
 from danet_study.checkpoint import build_model
 from danet_study.config import RunConfig, load_study
 from danet_study.data import Batch, augment_batch
-from danet_study.determinism import deterministic
+from danet_study.determinism import autocast, deterministic
 from danet_study.files import atomic_write_text
 from danet_study.protocols import evaluate_regdb, evaluate_sysu
 from danet_study.train import build_optimizer, train_step
@@ -31,13 +31,19 @@ OUT = Path("results/benchmarks.md")
 Row = tuple[str, str, str, str]
 
 
-def alternate(tasks: dict[str, Callable[[], object]], repeats: int, warm_up: int = 2) -> dict[str, list[float]]:
-    """Seconds of each task, run in turn so that a change of the machine's speed reaches all of them."""
+def alternate(
+    tasks: dict[str, Callable[[], object]], repeats: int, warm_up: int = 2, wait: Callable[[], object] = int
+) -> dict[str, list[float]]:
+    """Seconds of each task, run in turn so that a change of the machine's speed reaches all of them.
+
+    Args: wait: called after each task; for a GPU, `torch.cuda.synchronize`.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for repeat in range(warm_up + repeats):
         for name, task in tasks.items():
             started = time.perf_counter()
             task()
+            wait()
             if repeat >= warm_up:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
@@ -46,51 +52,38 @@ def alternate(tasks: dict[str, Callable[[], object]], repeats: int, warm_up: int
 def ratio_row(what: str, base: str, seconds: dict[str, list[float]], name: str, reference: str) -> Row:
     """One line of the table: median ratio of paired repeats, its range, and the median time."""
     ratios = sorted(a / b for a, b in zip(seconds[name], seconds[reference], strict=True))
-    spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
-    return (
-        what,
-        f"{statistics.median(ratios):.2f} x {base}",
-        spread,
-        f"{1000 * statistics.median(seconds[name]):.1f} ms",
-    )
+    ratio, spread = f"{statistics.median(ratios):.2f} x {base}", f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+    return what, ratio, spread, f"{1000 * statistics.median(seconds[name]):.1f} ms"
 
 
-def step_rows(config: RunConfig, repeats: int) -> list[Row]:
-    """A training step of B + ML + CC against the network's own forward, backward and Adam step."""
-    recipe = config.recipe
-    size = 2 * recipe.ids_per_batch * recipe.imgs_per_modality
-    height, width = config.dataset.image.height, config.dataset.image.width
-    labels = torch.arange(recipe.ids_per_batch).repeat_interleave(2 * recipe.imgs_per_modality)
-    modalities = torch.arange(2).repeat_interleave(recipe.imgs_per_modality).repeat(recipe.ids_per_batch)
-    generator = torch.Generator().manual_seed(0)
-    batch = Batch(torch.randint(256, (size, 3, height, width), dtype=torch.uint8), labels, modalities)
-    inputs = augment_batch(batch.images, recipe.augment, generator)
-    models = [build_model(config.resolved(), 200, None).train() for _ in range(2)]
-    optimizers = [build_optimizer(model, recipe) for model in models]
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
+def step_tasks(config: RunConfig, device: torch.device) -> dict[str, Callable[[], object]]:
+    """`step`: training. `bare`: the network's own forward, backward and Adam step. `losses`: the losses alone."""
+    recipe, image = config.recipe, config.dataset.image
+    labels = torch.arange(recipe.ids_per_batch, device=device).repeat_interleave(2 * recipe.imgs_per_modality)
+    modalities = torch.arange(2, device=device).repeat_interleave(recipe.imgs_per_modality).repeat(recipe.ids_per_batch)
+    generator = torch.Generator(device).manual_seed(0)
+    images = torch.randint(256, (len(labels), 3, image.height, image.width), dtype=torch.uint8, device=device)
+    batch, inputs = Batch(images, labels, modalities), augment_batch(images, recipe.augment, generator)
+    inputs = inputs if recipe.channels_last else inputs.contiguous()
+    network, model = (build_model(config.resolved(), 200, None).to(device).train() for _ in range(2))
+    optimizers = [build_optimizer(one, recipe) for one in (network, model)]
+    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+    with torch.no_grad():
+        output = model(inputs, modalities)
+    leaves = [part.requires_grad_() for part in output[:3]]  # features and logits
 
     def bare() -> None:
-        _, feat_bn = models[0].embed(inputs)
+        with autocast(recipe.precision, device):
+            _, feat_bn = network.embed(inputs, modalities)
         optimizers[0].zero_grad(set_to_none=True)
-        functional.cross_entropy(models[0].classifier(feat_bn), labels).backward()
+        functional.cross_entropy(network.classifier(feat_bn), labels).backward()
         optimizers[0].step()
 
-    def losses(model: DANet = models[1]) -> float:
-        output = model(inputs, modalities)
-        started = time.perf_counter()
-        weighted_sum(output, labels, modalities, config.losses)["total"].backward(inputs=[output.feat, output.feat_bn])
-        return time.perf_counter() - started
+    def losses() -> None:
+        weighted_sum(output, labels, modalities, config.losses)["total"].backward(inputs=leaves)
 
-    tasks: dict[str, Callable[[], object]] = {
-        "bare": bare,
-        "step": lambda: train_step(models[1], optimizers[1], scaler, batch, config, generator),
-    }
-    seconds = alternate(tasks, repeats)
-    seconds["losses"] = [losses() for _ in range(repeats)]
-    return [
-        ratio_row("Training step, B + ML + CC", "network step", seconds, "step", "bare"),
-        ratio_row("Losses, forward and backward", "network step", seconds, "losses", "bare"),
-    ]
+    step = functools.partial(train_step, model, optimizers[1], scaler, batch, config, generator)
+    return {"bare": bare, "step": step, "losses": losses}
 
 
 def evaluation_rows(repeats: int) -> list[Row]:
@@ -133,7 +126,13 @@ def main() -> None:
     """Measure all rows, print them and write OUT."""
     config = load_study().run("synth_sysu-1", "b_ml_cc", 0)
     with deterministic(0):
-        rows = [*step_rows(config, 10), *evaluation_rows(3), start_row(3)]
+        seconds = alternate(step_tasks(config, torch.device("cpu")), 10)
+        rows = [
+            ratio_row("Training step, B + ML + CC", "network step", seconds, "step", "bare"),
+            ratio_row("Losses, forward and backward", "network step", seconds, "losses", "bare"),
+            *evaluation_rows(3),
+            start_row(3),
+        ]
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
     lines = [
         "# Benchmarks",

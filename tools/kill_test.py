@@ -98,7 +98,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
-    overrides = YAML(typ="safe").load(Path("demo.yaml"))
+    overrides = YAML(typ="safe").load(Path("studies/demo.yaml"))
     longer = {"epochs": 12, "milestones": [8]}
     merge(overrides, {"study": STUDY, "datasets": {"synth_sysu": {"recipe": longer}}})
     shutil.rmtree(FOLDER, ignore_errors=True)

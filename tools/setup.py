@@ -22,7 +22,7 @@ def set_filter(root: Path) -> None:
     strip = f'"{Path(sys.executable).as_posix()}" -m nbstripout {NBSTRIPOUT}'
     settings = {"filter.nbstripout.clean": strip, "filter.nbstripout.smudge": "cat"}
     for key, value in {**settings, "diff.ipynb.textconv": f"{strip} -t"}.items():
-        subprocess.run(["git", "-C", str(root), "config", key, value], check=False)
+        subprocess.run(["git", "-C", str(root), "config", key, value], check=True, capture_output=True)
 
 
 def remove_stale_lock(path: Path = Path(".dvc/tmp/rwlock")) -> None:
@@ -46,7 +46,10 @@ def remove_stale_lock(path: Path = Path(".dvc/tmp/rwlock")) -> None:
 def main(root: Path = Path()) -> None:
     """All three steps."""
     if (root / ".git").exists():
-        set_filter(root)
+        try:
+            set_filter(root)
+        except (OSError, subprocess.CalledProcessError):  # no git here, or a clone of another user
+            print("setup: git refuses this folder: `git status`. Do not commit notebooks from here", file=sys.stderr)
     elif not any((folder / ".git").exists() for folder in root.resolve().parents):
         (root / ".dvc/config.local").write_text(NO_SCM, encoding="utf-8")
     remove_stale_lock(root / ".dvc/tmp/rwlock")

@@ -1,8 +1,9 @@
-"""The study with other parameters:  python -m tools.variation OVERRIDES.yaml [--into FOLDER] | --sensitivity
+"""The study with other parameters:  python -m tools.variation studies/X.yaml [--into FOLDER] | --sensitivity
 
-Merges OVERRIDES.yaml into params.yaml: in place, or in a copy of the project in FOLDER, with results and DVC state of
-its own. --sensitivity makes the copy in build/sensitivity whose runs are the rows of `sensitivity` in params.yaml, and
---collect takes their records from there to results/records.
+Merges a file of overrides into params.yaml: in place, or in a copy of the project in FOLDER, with results and DVC state
+of its own. A mapping with `like: NAME` starts as a copy of its neighbor NAME. --sensitivity makes the copy in
+build/sensitivity whose runs are the rows of `sensitivity` in params.yaml, and --collect takes their records from there
+to results/records.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from danet_study.config import load_study
+from danet_study.config import RunConfig, Study, load_study
 from danet_study.files import StudyError, atomic_path
 
 PARTS = (  # of the project, as far as the pipeline needs them
@@ -25,14 +26,19 @@ PARTS = (  # of the project, as far as the pipeline needs them
     *("dvc.yaml", "params.yaml", ".dvcignore", ".dvc/config"),
 )
 SENSITIVITY, RECORDS = Path("build/sensitivity"), Path("results/records")
+FOLDERS = {"runs": "runs", "packed": "data/packed", "weights": "data/weights", "results": "results"}
 
 
 def merge(params: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Set the values of `overrides` in `params`; mappings are merged key by key."""
+    """Set the values of `overrides` in `params`; mappings are merged key by key.
+
+    A mapping with the key `like` is merged into a copy of the neighbor that it names.
+    """
     for key, value in overrides.items():
-        if isinstance(value, Mapping) and isinstance(params.get(key), Mapping):
-            params[key] = copy.deepcopy(params[key])  # a YAML alias is the very object of its anchor
-            merge(params[key], value)
+        start = params.get(value.get("like", key)) if isinstance(value, Mapping) else None
+        if isinstance(start, Mapping):
+            params[key] = copy.deepcopy(start)  # a YAML alias is the very object of its anchor
+            merge(params[key], {name: value[name] for name in value if name != "like"})
         else:
             params[key] = value
 
@@ -53,7 +59,7 @@ def copy_project(folder: Path, overrides: Mapping[str, Any], *, cache: Path | No
 
     With `cache`, the copy takes runs that are in this DVC cache from there, and adds its own.
     """
-    for part in map(Path, PARTS):
+    for part in map(Path, (*PARTS, load_study().own_code)):
         target = folder / part
         if part.is_dir():
             shutil.rmtree(target, ignore_errors=True)
@@ -67,16 +73,35 @@ def copy_project(folder: Path, overrides: Mapping[str, Any], *, cache: Path | No
 
 
 def sensitivity() -> dict[str, Any]:
-    """Overrides that make the rows of the sensitivity study the study."""
-    plan = load_study().sensitivity
-    dataset = plan.split.rpartition("-")[0]
-    study = {"splits": [plan.split], "datasets": [dataset], "variants": plan.run, "seeds": plan.seeds}
-    photographs = [] if load_study().dataset(dataset).synthetic else [dataset]
-    return {"study": {**study, "photographs": photographs}}
+    """Overrides that make the rows of the sensitivity study the study, except rows that are only tested otherwise."""
+    study, plan = load_study(), load_study().sensitivity
+    dataset, scored = plan.split.rpartition("-")[0], {config.variant for config, _ in only_scored(study)}
+    variants = [name for name in plan.run if name not in scored]
+    photographs = [] if study.dataset(dataset).synthetic else [dataset]
+    runs = {"splits": [plan.split], "datasets": [dataset], "variants": variants, "seeds": plan.seeds}
+    return {"study": {**runs, "photographs": photographs}}
+
+
+def only_scored(study: Study) -> list[tuple[RunConfig, RunConfig]]:
+    """Runs of the rows that only change the test, each with the run whose weights it scores."""
+    from danet_study.sensitivity import same_weights  # here: importing matplotlib takes seconds
+
+    plan = study.sensitivity
+    pairs = [
+        (study.run(plan.split, name, seed), study.run(plan.split, row.against, seed))
+        for name, row in plan.rows.items()
+        for seed in plan.seeds
+    ]
+    return [(config, trained) for config, trained in pairs if same_weights(config, trained)]
 
 
 def collect() -> int:
-    """Copy the records of sensitivity runs that the study does not make itself; returns their number."""
+    """Score the rows that were not trained and copy the records that the study does not make itself; their number."""
+    from danet_study.evaluate import evaluate  # here: importing torch takes seconds
+
+    folders: dict[str, Any] = {name: SENSITIVITY / folder for name, folder in FOLDERS.items()}
+    for config, trained in only_scored(load_study()):
+        evaluate(config, trained=trained, **folders)
     own = {run.name for run in load_study().runs()}
     paths = [path for path in (SENSITIVITY / RECORDS).glob("*.json") if path.stem not in own]
     RECORDS.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,263 @@
+"""Features from files get the scores of the authors' code and of our own records; files that do not fit are refused."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+from finished import run_notebook
+from stores import ROOT, make_project, small_run
+from test_evaluate import finish, run
+
+from danet_study import score as module
+from danet_study.files import StudyError
+from danet_study.matlab import read_mat
+from danet_study.protocols import SCORES
+from danet_study.score import published, score, table
+
+MADE = Path(__file__).parent / "golden" / "sysu_authors_code"
+KEYS = ("cmc1", "cmc5", "cmc10", "cmc20", "mAP")
+MODES = {
+    "all_single": ("all_search", "1"),
+    "all_multi": ("all_search", "10"),
+    "indoor_single": ("indoor_search", "1"),
+    "indoor_multi": ("indoor_search", "10"),
+}
+
+
+def authors(setting, metric):
+    """What the authors' MATLAB code gives for the made-up features, by trial."""
+    with (MADE / "expected.csv").open() as stream:
+        rows = [
+            r for r in csv.DictReader(stream) if (r["distance"], r["mode"], r["shots"]) == (metric, *MODES[setting])
+        ]
+    return [{key: float(row[key]) for key in KEYS} for row in rows]
+
+
+def save_v73(path, **variables):
+    """As MATLAB's `save -v7.3`: references to cells, reversed axes, the size of empty cells, structs as groups."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+
+        def put(name, value):
+            if isinstance(value, dict):
+                for field, one in value.items():
+                    put(f"{name}/{field}", one)
+            elif value.dtype == object:
+                cells = [put(f"#refs#/{name}_{i}", cell).ref for i, cell in enumerate(value.ravel())]
+                file[name] = np.array(cells, dtype=h5py.ref_dtype).reshape(value.T.shape)
+            elif value.size:
+                file[name] = value.T
+            else:
+                file[name] = np.array(value.shape, dtype=np.uint64)
+                file[name].attrs["MATLAB_empty"] = np.uint8(1)
+            return None if isinstance(value, dict) else file[name]
+
+        for name, value in variables.items():
+            put(name, value)
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """The made-up features laid out and named as in the authors' repository, v7.3, with a result file."""
+    root = tmp_path / "clone" / "evaluation"
+    for path in MADE.rglob("*.mat"):
+        name = path.name.replace("made", "deep_zero_padding")
+        target = root / ("feature" if name.startswith("feat") else "data_split") / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        variables = {key: value for key, value in scipy.io.loadmat(path).items() if not key.startswith("_")}
+        save_v73(target, **variables)
+    (root / "result").mkdir()
+    trials = authors("all_single", "euclidean")
+    cmc = np.zeros((10, 20))  # rank 96 in the original
+    for k in (1, 5, 10, 20):
+        cmc[:, k - 1] = [trial[f"cmc{k}"] for trial in trials]
+    performance = {"cmc_all": cmc, "map_all": np.array([[trial["mAP"]] for trial in trials])}
+    save_v73(root / "result/result_feat_deep_zero_padding_euclidean_all_search_1shot.mat", performance=performance)
+    return root.parent
+
+
+@pytest.fixture
+def arrays():
+    """The made-up features as the arrays of an .npz."""
+    return module._read_folder(MADE, None)[0]
+
+
+def save(path, arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_all_400_figures_of_the_authors_matlab_code(metric):
+    compared = 0
+    for setting, found in score(MADE, metric=metric).items():
+        for trial, wanted in zip(found.per_trial, authors(setting, metric), strict=True):
+            assert {key: trial[key] for key in KEYS} == pytest.approx(wanted, abs=1e-9)
+            compared += len(KEYS)
+    assert compared == 200
+
+
+def test_a_clone_is_compared_with_the_authors_result_file_and_the_papers_row(clone, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    results, others = score(clone, metric="euclidean"), published(clone, "euclidean")
+    for setting, result in score(MADE, metric="euclidean").items():  # v5
+        assert result.per_trial == results[setting].per_trial
+    frame = table(results, others).set_index(["Setting", "Row"])
+    first = frame.loc["all-search, single-shot"]
+    assert abs(first.loc["ours − authors' code", "Rank-1":"mAP"].astype(float)).max() < 1e-7
+    assert first.loc["paper", "Rank-1":"mAP"].dropna().tolist() == pytest.approx([14.80, 54.12, 71.33, 15.95])
+    assert first.loc["ours − paper", "Rank-1"] == pytest.approx(100 * results["all_single"].mean["cmc1"] - 14.80)
+    assert "authors' code" not in frame.loc["indoor-search, multi-shot"].index
+    trials = table(results, others, by_trial=True)
+    assert trials[trials["Row"] == "ours − authors' code"]["Trial"].tolist() == list(range(1, 11))
+    assert module.main([str(clone)]) == 0
+    assert "14.8000" in capsys.readouterr().out
+
+
+def test_an_absent_folder_is_answered_with_the_clone_to_make_and_what_to_expect(tmp_path, capsys):
+    assert module.main([str(tmp_path / "absent")]) == 1
+    error = capsys.readouterr().err
+    assert "git clone" in error and "16.7052" in error and "19.1042" in error
+
+
+def test_the_same_features_as_npz_get_the_same_scores_by_both_kinds_of_galleries(tmp_path, arrays):
+    expected = score(MADE)
+    drawn = score(save(tmp_path / "a.npz", arrays), galleries=MADE / "rand_perm_cam.mat")
+    images = module._images(MADE, arrays, "feat", "sysu_mm01")
+    galleries = module._draw(MADE / "rand_perm_cam.mat", images)
+    stored = score(save(tmp_path / "b.npz", arrays | galleries))
+    shifted = {name: values + 7 for name, values in (galleries | {"rows": images.rows}).items()}
+    counted = score(save(tmp_path / "c.npz", arrays | shifted))
+    for name, result in expected.items():
+        assert result.per_trial == drawn[name].per_trial == stored[name].per_trial == counted[name].per_trial
+
+
+@pytest.mark.parametrize("split", ["synth_sysu-1", "synth_regdb-1"])
+def test_the_features_of_our_own_run_get_the_scores_of_its_record(tmp_path, split):
+    root, config = make_project(tmp_path / "project"), small_run(split=split)
+    finish(root, config)
+    record = run(root, config)
+    galleries = root / "data/packed/synth_sysu/galleries.npz"
+    path = root / "runs" / config.name / "features.npz"
+    results = score(path, protocol=record["protocol"], galleries=galleries)
+    for name, setting in record["settings"].items():
+        assert {key: round(results[name].mean[key], 6) for key in SCORES} == setting["mean"]
+        assert round(results[name].chance_rank1, 6) == setting["chance_rank1"]
+    arguments = [str(path), "--protocol", record["protocol"], "--galleries", str(galleries), "--trials"]
+    assert module.main(arguments) == 0
+
+
+def regdb(seed):
+    rng = np.random.default_rng(seed)
+    pids = np.repeat(rng.permutation(40)[:8], 5)
+    return {"feat": rng.normal(size=(40, 4)), "pids": pids, "modalities": np.arange(40) % 2}
+
+
+def test_regdb_averages_its_trials_and_takes_none_twice(tmp_path):
+    paths = [save(tmp_path / f"{seed}.npz", regdb(seed)) for seed in range(3)]
+    alone = [score(path, protocol="regdb") for path in paths]
+    for name, result in score(paths, protocol="regdb").items():
+        assert result.per_trial == tuple(one[name].per_trial[0] for one in alone)
+        assert result.mean["mAP"] == pytest.approx(np.mean([one[name].mean["mAP"] for one in alone]))
+    with pytest.raises(StudyError):
+        score([*paths, paths[0]], protocol="regdb")
+
+
+def one_nan(arrays):
+    arrays["feat"][5, 2] = np.nan
+
+
+CHANGES = {
+    "a wrong key": lambda a: a.update(features=a.pop("feat")),
+    "no camids": lambda a: a.pop("camids"),
+    "NaN": one_nan,
+    "one feature too few": lambda a: a.update(feat=a["feat"][:-1]),
+    "flat features": lambda a: a.update(feat=a["feat"][:, 0]),
+    "integer features": lambda a: a.update(feat=a["feat"].astype(int)),
+    "text identities": lambda a: a.update(pids=a["pids"].astype(str)),
+    "pids and camids swapped": lambda a: a.update(pids=a["camids"], camids=a["pids"]),
+    "modalities swapped": lambda a: a.update(modalities=1 - np.isin(a["camids"], (3, 6))),
+    "visible images only": lambda a: a.update({key: a[key][~np.isin(a["camids"], (3, 6))] for key in dict(a)}),
+    "a missing image": lambda a: a.update({key: a[key][1:] for key in dict(a)}),
+    "an identity without a permutation": lambda a: a.update(pids=a["pids"] + 100),
+    "rows that do not ascend": lambda a: a.update(rows=np.arange(len(a["pids"]))[::-1]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_npz_that_does_not_fit_is_refused(tmp_path, arrays, change):
+    CHANGES[change](arrays)
+    path = save(tmp_path / "features.npz", arrays)
+    with pytest.raises(StudyError) as error:
+        score(path, galleries=MADE / "rand_perm_cam.mat")
+    assert len(str(error.value).replace(str(path), "PATH").split()) <= 27
+
+
+def test_an_npz_without_galleries_or_of_other_images_is_refused(tmp_path, arrays):
+    path = save(tmp_path / "features.npz", arrays)
+    other = save(tmp_path / "other.npz", dict.fromkeys(MODES, np.array([[10**6]])))
+    (tmp_path / "broken.npz").write_bytes(b"PK")
+    for paths, galleries in (
+        (path, None),
+        (path, other),
+        (tmp_path / "broken.npz", None),
+        (tmp_path / "none.npz", None),
+    ):
+        with pytest.raises(StudyError):
+            score(paths, galleries=galleries)
+    with pytest.raises(StudyError):
+        score(path, protocol="regdb")
+
+
+@pytest.mark.parametrize("file", ["feature/feat_deep_zero_padding_cam4.mat", "data_split/test_id.mat"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "other variable", "cells without features"])
+def test_a_damaged_folder_is_refused(clone, file, damage):
+    path = clone / "evaluation" / file
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:1500])
+    elif damage == "other variable":
+        scipy.io.savemat(path, {"other": np.eye(2)})
+    else:
+        cells = np.empty((40, 1), dtype=object)
+        cells[:, 0] = [np.zeros((0, 0))] * 40
+        scipy.io.savemat(path, {"feature": cells, "id": np.array([[3, 500]])})
+    with pytest.raises(StudyError):
+        score(clone)
+
+
+def test_of_two_sets_of_features_one_must_be_named(clone):
+    for path in (clone / "evaluation/feature").glob("*.mat"):
+        shutil.copyfile(path, path.with_name(path.name.replace("feat_deep_zero_padding", "mine")))
+    with pytest.raises(StudyError):
+        score(clone)
+    assert score(clone, feature="mine")["all_single"].mean == score(MADE)["all_single"].mean
+    assert published(clone, "euclidean", "mine") == {"authors' code": {}}
+
+
+def test_matlab_files_of_both_versions_give_the_same_arrays_and_cells(tmp_path):
+    cells = np.empty((3, 1), dtype=object)
+    cells[:, 0] = np.arange(6.0).reshape(2, 3), np.zeros((0, 4)), np.array([[1.5]])
+    scipy.io.savemat(tmp_path / "5.mat", {"cells": cells, "s": {"a": np.arange(6).reshape(3, 2)}})
+    save_v73(tmp_path / "7.mat", cells=cells, s={"a": np.arange(6).reshape(3, 2)})
+    for name in ("5.mat", "7.mat"):
+        for found, cell in zip(read_mat(tmp_path / name, "cells"), cells.ravel(), strict=True):
+            np.testing.assert_array_equal(found, cell)
+        np.testing.assert_array_equal(read_mat(tmp_path / name, "s/a"), np.arange(6).reshape(3, 2))
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_the_notebook_scores_a_clone_or_made_up_features_and_an_npz(clone, tmp_path, arrays, monkeypatch, present):
+    monkeypatch.chdir(ROOT)
+    folder, npz = str(clone if present else tmp_path / "absent"), str(save(tmp_path / "mine.npz", arrays))
+    galleries = str(MADE / "rand_perm_cam.mat")
+    values = run_notebook("09_score_features", folder=folder, npz=npz, galleries=galleries)
+    assert (values["scored"] == folder) == present
+    assert ("paper" in values["others"]) == present
+    assert ("authors' code" in set(values["by_trial"]["Row"])) == present
