@@ -106,16 +106,20 @@ def versions(device: torch.device) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The commit of this project's own checkout, `+changes` if files differ; "" in a copy without its own git."""
+    """The commit of this project's repository, `+changes` if files differ from it; "" without such a repository.
 
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+    A copy below the project (build/published) counts as long as its training code is the project's.
+    """
+
+    def git(folder: Path, *arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
-            return ""  # a copy inside another repository
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.ipynb", "*.yaml")
-        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
+        top = Path(git(ROOT, "rev-parse", "--show-toplevel"))
+        if any((top / name).read_bytes() != (ROOT / name).read_bytes() for name in TRAINING_CODE):
+            return ""
+        changed = git(top, "status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.ipynb", "*.yaml")
+        return git(top, "rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):  # no git, or another repository
         return ""

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         if name in ("pack", "verify"):
             command.add_argument("--workers", type=int, metavar="N", help="processes; default: one per core")
         if name == "verify":
-            command.add_argument("--deep", action="store_true", help="also decode every image")
+            command.add_argument("--deep", action="store_true", help="also decode and hash every image")
     options = parser.parse_args(arguments)
     exit_with_pipeline()
     escape_unprintable()
@@ -76,7 +76,7 @@ def run(study: Study, options: argparse.Namespace) -> None:
 
 
 def verify(dataset: Dataset, ids_per_batch: int, *, deep: bool = False, workers: int | None = None) -> None:
-    """Print every check; `deep`: also decode every image. Raises StudyError with all findings."""
+    """Print every check; `deep`: also decode and hash every image. Raises StudyError with all findings."""
     if dataset.synthetic:
         index.inventory(dataset)  # renders
     found = index.read(dataset, ids_per_batch=ids_per_batch)
@@ -89,6 +89,8 @@ def verify(dataset: Dataset, ids_per_batch: int, *, deep: bool = False, workers:
     print(tabulate(found.checks, ["check", "expected", "found", ""], disable_numparse=True))
     _print_accepted(found)
     index.settle(found, dataset)
+    if deep:
+        print(f"SHA-256 of names and bytes: {index.content_sha256(dataset)}")
 
 
 def _print_accepted(found: index.Index) -> None:

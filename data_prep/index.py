@@ -128,6 +128,15 @@ def inventory(dataset: Dataset) -> dict[str, Any]:
     return {"files": len(tree), "sha256": digest.hexdigest(), "reader_sha256": reader}
 
 
+def content_sha256(dataset: Dataset) -> str:
+    """Hash of names and bytes of all files of the raw tree: the same for every copy of the data set, but slow."""
+    root, digest = raw_root(dataset), hashlib.sha256()
+    for name, (size, _) in scan(root).items():
+        content = sha256_file(root / name) if size >= 0 else ""  # a broken link
+        digest.update(f"{name}\0{content}\0".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
 def write_inventory(dataset: Dataset, folder: Path = INVENTORIES) -> Path:
     """Write the inventory of photographs to `folder`/<dataset>.json, on which the stage `prepare` depends.
 

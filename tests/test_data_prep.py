@@ -689,6 +689,15 @@ def test_the_inventory_changes_with_the_tree(sysu: Dataset, tmp_path: Path, chan
     assert indexing.write_inventory(sysu, tmp_path / "inventory").read_bytes() != before
 
 
+def test_the_hash_of_the_content_is_that_of_every_copy(sysu: Dataset) -> None:
+    before = indexing.content_sha256(sysu)
+    image = next(sysu.root.rglob("*.jpg"))
+    os.utime(image, (0, 0))
+    assert indexing.content_sha256(sysu) == before
+    image.write_bytes(image.read_bytes()[::-1])
+    assert indexing.content_sha256(sysu) != before
+
+
 def test_a_link_to_a_folder_above_ends_and_a_link_to_another_is_followed(sysu: Dataset, tmp_path: Path) -> None:
     (sysu.root / "cam1").rename(tmp_path / "elsewhere")
     (sysu.root / "cam1").symlink_to(tmp_path / "elsewhere")

@@ -105,6 +105,14 @@ def test_evaluation_settings_do_not_retrain(demo, changed):
     assert {stage.partition("@")[0] for stage in status(demo) if stage.startswith(TRAINING)} == {"evaluate"}
 
 
+def test_an_edited_module_in_own_code_makes_the_configurations_stale(demo):
+    path = demo / "docs/examples/my_losses.py"
+    before = path.read_bytes()
+    path.write_bytes(before + b"# edited\n")
+    assert status(demo) == {"configs"}
+    path.write_bytes(before)
+
+
 def test_a_notebook_that_was_run_leaves_every_run_up_to_date(demo):
     path = demo / "notebooks/02_train.ipynb"
     before = path.read_text()
@@ -117,14 +125,6 @@ def test_a_notebook_that_was_run_leaves_every_run_up_to_date(demo):
     call(demo, "dvc", "repro", "notebooks")
     assert status(demo) == set()
     path.write_text(before)
-
-
-def test_an_edited_module_in_own_code_makes_the_configurations_stale(demo):
-    path = demo / "docs/examples/my_losses.py"
-    before = path.read_bytes()
-    path.write_bytes(before + b"# edited\n")
-    assert status(demo) == {"configs"}
-    path.write_bytes(before)
 
 
 def test_a_notebook_refuses_to_run_without_its_parameters_and_under_wrong_names(demo):
@@ -202,6 +202,7 @@ def test_a_record_names_the_commit_of_the_projects_own_repository_only(tmp_path,
     repository(foreign)
     assert commit(project) == head
     assert commit(foreign / "copy") == ""
+    assert commit(shutil.copytree(project, project / "build/published", ignore=lambda *_: [".git", "build"])) == head
     (project / "danet_study/train.py").write_text("# edited\n")
     assert commit(project) == head + "+changes"
 
