@@ -6,7 +6,6 @@ D features each; `modalities` is 0 for visible and 1 for infrared.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
-from danet_core import INFRARED, MODALITIES, VISIBLE
+from danet_core import INFRARED, VISIBLE
 from danet_study.files import StudyError
 
 Metric = Literal["cosine", "euclidean"]
@@ -28,7 +27,6 @@ KINDS: Mapping[str, str] = {  # of image pairs, in the order of figures and tabl
     DIFFERENT_WITHIN: "different identity, same modality",
     DIFFERENT_CROSS: "different identity, other modality",
 }
-CLASSIFIED, PULLS = 1024, 8  # images and batches of `classifier_agreement`
 PROBE_FOLDS = 5
 PROBE_RIDGE = 1e-3  # penalty as a share of the feature's mean variance per dimension
 _BLOCK = 1024  # rows per block of distances
@@ -325,60 +323,3 @@ def best_and_worst_queries(
             firsts.setdefault(int(query.pids[index]), index)
         ends[end] = [entry(index) for index in list(firsts.values())[:count]]
     return ends
-
-
-def classifier_agreement(model: Any, images: Any, config: Any) -> dict[str, Any]:
-    """Why ML does what it does (docs/why_ml.md): do C_v and C_r agree, and how hard does L_M pull at the feature?
-
-    cosine: between an identity's weights in C_v and in C_r; mean and standard deviation over identities.
-    accuracy: of C, C_v and C_r on visible and on infrared training images in evaluation mode, at most CLASSIFIED.
-    gradient: for each weighted term but L_id, the norm of its gradient at the pooled feature (B, D) over that of L_id;
-    mean and standard deviation over PULLS augmented P x K batches. The last epoch's weights do not change; batch norm
-    uses the batch's statistics and precision is the run's, as in training.
-
-    Args: model: the run's DANet, unchanged. images: its data.TrainingImages. config: its RunConfig.
-    """
-    import torch  # here: this module is imported with params.yaml's models, and torch takes seconds
-
-    from danet_core.losses import weighted_sum
-    from danet_study.data import PKSampler, augment_batch, normalize
-    from danet_study.determinism import autocast, derived_seed, deterministic
-
-    recipe, device, seed = config.recipe, next(model.parameters()).device, derived_seed(config.seed, "classifiers")
-    order, generator = np.random.default_rng(seed), torch.Generator(device).manual_seed(seed)
-    heads = {"C": model.classifier, "C_v": model.classifier_visible, "C_r": model.classifier_infrared}
-    cosines = torch.cosine_similarity(heads["C_v"].weight, heads["C_r"].weight).detach().cpu().numpy()  # (C,)
-    drawn, right, modalities = order.permutation(len(images.pids))[:CLASSIFIED], [], []
-    ratios: dict[str, list[float]] = {name: [] for name in config.losses if name != "L_id" and "L_id" in config.losses}
-    with deterministic(0):
-        for part in np.array_split(drawn, -(-len(drawn) // 128)):
-            (batch,) = images.batches(part[None])
-            with torch.inference_mode():
-                _, feat = model.eval().embed(normalize(batch.images, recipe.augment), batch.modalities)
-                right.append(torch.stack([head(feat).argmax(1) == batch.labels for head in heads.values()], 1).cpu())
-            modalities.append(batch.modalities.cpu())
-        trained = copy.deepcopy(model).train()
-        sampler = PKSampler(images.pids, images.modalities, recipe.ids_per_batch, recipe.imgs_per_modality)
-        for batch in images.batches(sampler.epoch(PULLS, order)):
-            with autocast(recipe.precision, device):
-                output = trained(augment_batch(batch.images, recipe.augment, generator), batch.modalities)
-            terms, norms = weighted_sum(output, batch.labels, batch.modalities, config.losses), {}
-            for name, values in config.losses.items():
-                options: Any = {"retain_graph": True, "materialize_grads": True}  # zeros for a term of the heads alone
-                (gradient,) = torch.autograd.grad(values["weight"] * terms[name], output.feat, **options)
-                norms[name] = float(gradient.norm())
-            for name, found in ratios.items():
-                found.append(norms[name] / norms["L_id"])
-    of, hits = torch.cat(modalities).numpy(), torch.cat(right).numpy()  # (n,), (n, 3)
-    return {
-        "cosine": _spread(cosines),
-        "accuracy": {
-            name: {MODALITIES[side]: float(hits[of == side, k].mean()) for side in (VISIBLE, INFRARED)}
-            for k, name in enumerate(heads)
-        },
-        "gradient": {name: _spread(found) for name, found in ratios.items()},
-    }
-
-
-def _spread(values: Any) -> dict[str, float]:
-    return {"mean": float(np.mean(values)), "std": float(np.std(values))}

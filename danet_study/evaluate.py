@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 
 from danet_core import INFRARED, VISIBLE
 from danet_core.model import DANet
-from danet_study.analysis import Metric, best_and_worst_queries, classifier_agreement, modality_gap, modality_probe
+from danet_study.analysis import Metric, best_and_worst_queries, modality_gap, modality_probe
 from danet_study.checkpoint import build_model, load_run
+from danet_study.classifiers import classifier_agreement
 from danet_study.config import Evaluation, Recipe, RunConfig
 from danet_study.data import TrainingImages, normalize
 from danet_study.determinism import deterministic, resolve_device

@@ -293,7 +293,7 @@ def modality_probe(records: Sequence[Record], study: Study) -> StudyFigure:
 def classifiers(records: Sequence[Record], study: Study) -> StudyFigure | None:
     """Do C_v and C_r agree, and how hard does L_M pull? A panel per question, a mark per run (docs/why_ml.md).
 
-    Of the records with `analysis.classifier_agreement`; None if there is none.
+    Of the records with `classifiers.classifier_agreement`; None if there is none.
     """
     shown = [(record["variant"], _answers(record["classifiers"])) for record in records if "classifiers" in record]
     if not shown:

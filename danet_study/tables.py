@@ -321,7 +321,7 @@ def gap_grid(results: Results) -> pd.DataFrame:
 
 
 def classifiers_section(results: Results) -> str:
-    """C_v and C_r of the variants that train them (`analysis.classifier_agreement`), as Markdown; "" without one."""
+    """C_v and C_r of the variants that train them (`classifiers.classifier_agreement`), as Markdown; "" without one."""
     using = {config.label for config in results.configs.values() if config.losses.keys() & {"L_sid", "L_M"}}
     rows = [row for row in score_rows(results, _CLASSIFIERS) if row["Variant"] in using]
     caption = (
