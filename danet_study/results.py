@@ -266,7 +266,8 @@ def estimate(groups: Sequence[Sequence[float]], weights: Sequence[float] = (1.0,
         return Estimate(value, 1)
     filled = [group for group in groups if group]
     df = sum(len(group) - 1 for group in filled)
-    variance = sum(float(np.var(group)) * len(group) for group in filled) / df
+    centered = [np.asarray(group) - group[0] for group in filled]  # equal values: a variance of exactly 0
+    variance = sum(float(np.var(group)) * len(group) for group in centered) / df
     sd, se = math.sqrt(variance), math.sqrt(variance * sum(weight**2 / len(group) for group, weight in used))
     p = 2 * special.stdtr(df, -abs(value) / se) if se else value == 0
     t = special.stdtrit(df, 1 - LEVEL / 2)

@@ -178,6 +178,7 @@ def test_one_seed_has_no_interval_and_no_verdict():
     assert all(math.isnan(x) for x in (one.half, one.p, one.detectable, one.sd, one.prediction_half))
     assert estimate([[3.0], [1.0, 2.0]], [1, -1]).verdict() == "not tested (n = 1)"
     assert estimate([[3.0], []], [1, -1]) is None and estimate([[]]) is None
+    assert estimate([[0.1375 * 100 - 50] * 5]).sd == 0  # equal seeds differ by no rounding error
 
 
 @pytest.mark.parametrize(
