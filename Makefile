@@ -1,3 +1,4 @@
+# make setup        Installs the locked versions in .venv and sets up the clone; every other target does this first.
 # make repro        The study that params.yaml names: data, runs (as many at once as there are cores), tables, figures, report.
 # make demo         The same in a few minutes, with shrunk parameters and apart from results/: build/demo.
 # make lab          JupyterLab, for notebooks/.
@@ -15,8 +16,8 @@
 # make kill-test    Kills runs at random moments and compares what comes out; half an hour.
 # make ray          Adds Ray, for runs on many machines: docs/scale.md.
 # make lock         Compiles the lock files again from pyproject.toml (ARGS=--upgrade for newer versions).
-# Each first installs the locked versions in .venv (6.5 GB on Linux, with torch's GPU libraries). More arguments through
-# ARGS:  make repro ARGS="--jobs 4"     make repro ARGS=evaluate@regdb-3-b_cc-0     make test ARGS="-k losses"
+# .venv takes 6.5 GB on Linux, with torch's GPU libraries. More arguments through ARGS:
+#    make repro ARGS="--jobs 4"     make repro ARGS=evaluate@regdb-3-b_cc-0     make test ARGS="-k losses"
 
 PYTHON ?= python3
 ARGS ?=

@@ -214,8 +214,10 @@ def find_term(name: str) -> Term:
 
 
 def own_files(losses: Iterable[str]) -> dict[str, Path]:
-    """The source files of those losses that are a user's own, by name."""
-    return {name: Path(inspect.getfile(find_term(name))) for name in losses if name not in TERMS}
+    """The Python files of the folders with a user's own losses, by folder and name: a loss may import its neighbors."""
+    modules = [importlib.import_module(name.rpartition(".")[0]) for name in losses if name not in TERMS]
+    folders = sorted({Path(str(module.__file__)).parent for module in modules})
+    return {f"{folder.name}/{path.name}": path for folder in folders for path in sorted(folder.glob("*.py"))}
 
 
 def check_terms(losses: Mapping[str, Mapping[str, Any]]) -> None:

@@ -232,7 +232,7 @@ class Study(Model):
     """The whole of params.yaml."""
 
     study: Plan
-    own_code: Annotated[str, Field(pattern=r"^\w+(/\w+)*(\.py)?$")]  # a user's own losses, below the root
+    own_code: Annotated[str, Field(pattern=r"^\w+(/\w+)*$")]  # a user's own losses, a folder below the root
     defaults: dict[str, Any]
     variants: dict[Name, Overrides]
     datasets: dict[Name, Dataset]
@@ -364,9 +364,9 @@ def write_configs(study: Study, packed: Path = Path("data/packed"), weights: Pat
         except ValueError as error:
             raise StudyError(f"params.yaml: variant {run.variant}: {error}") from None
         sources = own_files(run.losses)
-        for name, path in sources.items():
+        for path in sources.values():
             if "site-packages" not in path.parts and not path.resolve().is_relative_to(Path(study.own_code).resolve()):
-                raise StudyError(f"losses.{name} is in {path.parent}, which DVC does not watch; set own_code to it")
+                raise StudyError(f"{path.parent} has a loss of {run.variant}, but DVC does not watch it; set own_code")
         own = {name: sha256_file(path) for name, path in sources.items()}
         inputs = {"config": run.resolved(), "own_losses": own, **hashes[run.dataset.name]}
         path = Path("build/configs") / f"{run.name}.json"

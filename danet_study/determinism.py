@@ -89,7 +89,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def code_sha256() -> str:
-    """One hash of TRAINING_CODE."""
+    """SHA-256 of all files of TRAINING_CODE."""
     return hashlib.sha256(b"\0".join((ROOT / name).read_bytes() for name in TRAINING_CODE)).hexdigest()
 
 

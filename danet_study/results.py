@@ -95,7 +95,7 @@ class Results:
     def frame(self) -> pd.DataFrame:
         """All scores as a tidy table: run, dataset, trial, variant, label, seed, setting, metric, value.
 
-        Values are fractions, those of the setting `training` nats and counts.
+        Values are fractions. Those of the setting `training` are nats and counts.
         """
         keys, labels = ["run", "dataset", "trial", "variant", "seed"], self.variants
         rows = [[*map(record.get, keys), *score] for record in self.records.values() for score in _scores(record)]
@@ -354,7 +354,7 @@ def differences(results: Results) -> pd.DataFrame:
 
 
 def adjust(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with `holm`, p adjusted for all rows of a score; above `LEVEL` a row is inconclusive."""
+    """Add the column `holm`: p adjusted for all rows of a score. A row above `LEVEL` is inconclusive."""
     for _, rows in table[table["p"].notna()].groupby("metric"):
         table.loc[rows.index, "holm"] = holm(rows["p"].to_numpy(float))
     return table.assign(verdict=table["verdict"].mask(table["holm"] > LEVEL, INCONCLUSIVE))
@@ -434,7 +434,7 @@ def compare(a: Record, b: Record, bootstrap: Bootstrap) -> tuple[pd.DataFrame, p
     """
     for key, one, other in (("protocol", a, b), ("data_sha256", a["provenance"], b["provenance"])):
         if one[key] != other[key]:
-            raise StudyError(f"{a['run']} and {b['run']}: {key} differs, so their scores cannot be compared")
+            raise StudyError(f"{a['run']} and {b['run']}: {key} differs; choose two records of the same test set")
     parts = [{key: record[key] for key in ("config", "evaluation", "versions")} for record in (a, b)]
     ours, theirs = (pd.Series(leaves(part), dtype=object) for part in parts)
     configuration = pd.DataFrame({"a": ours, "b": theirs}).fillna("absent").rename_axis("key").reset_index()

@@ -124,7 +124,7 @@ def decode(
         raise StudyError(f"{printable(path)} cannot be decoded ({type(error).__name__}); replace the file") from None
     if upright.mode.startswith(("I", "F")):
         if intensity is None:
-            raise StudyError(f"{printable(path)} has more than 8 bits per pixel, and no range to scale it by is known")
+            raise StudyError(f"{printable(path)} has over 8 bits per pixel and no known range; convert it to 8 bits")
         low, high = intensity
         counts = (np.asarray(upright, dtype=np.float64) - low) * (255 / max(high - low, 1))
         upright = Image.fromarray(counts.clip(0, 255).round().astype(np.uint8))

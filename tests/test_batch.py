@@ -191,6 +191,16 @@ def test_a_stale_lock_of_dvc_is_removed_and_that_of_a_running_one_stays(tmp_path
         running.kill()
 
 
+def test_a_call_waits_for_a_stage_that_a_killed_batch_has_left(project):
+    sleeper = [sys.executable, "-c", "import time; time.sleep(12)", "dvc", "repro"]
+    with subprocess.Popen(sleeper) as running:
+        held = {"write": {str(project / "data"): {"pid": running.pid, "cmd": "dvc repro"}}}
+        (project / ".dvc/tmp/rwlock").write_text(json.dumps(held))
+        finish(command(project))
+        assert running.poll() == 0
+    assert (project / "table").exists()
+
+
 def test_set_up_gives_a_clone_a_filter_without_shell_and_a_zip_copy_no_scm(tmp_path):
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     (tmp_path / ".dvc").mkdir()

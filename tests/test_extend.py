@@ -82,11 +82,11 @@ def test_an_edited_loss_is_noticed_by_the_pipeline_and_by_a_checkpoint(tmp_path,
     with pytest.raises(KeyboardInterrupt):
         train(config, device="cpu", log=stop)
     inputs = []
-    for addition in ("", "# edited\n"):
-        module.write_text(module.read_text() + addition)
+    for file, addition in ((module, ""), (module, "# edited\n"), (folder / "helper.py", "FACTOR = 2.0\n")):
+        file.write_text((file.read_text() if file.exists() else "") + addition)
         write_configs(study)
         inputs.append([read_json(Path(f"build/configs/synth_sysu-1-{row}-0.json")) for row in ("baseline", "b_mine")])
-    assert inputs[0][0] == inputs[1][0] and inputs[0][1] != inputs[1][1]
+    assert all(one[0] == inputs[0][0] for one in inputs) and len({str(one[1]) for one in inputs}) == 3
     with pytest.raises(StudyError, match="losses"):
         train(config, device="cpu", log=silent)
     assert list(CHECKPOINTS.glob("*.pt"))

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import networkx
+from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
 from rich.console import Console
 from rich.live import Live
@@ -28,6 +29,7 @@ from tools.job import Job, start, stop
 from tools.setup import remove_stale_lock
 
 RUNS = ("train@", "evaluate@")  # stages that want a GPU, or another machine
+PATIENCE = 60  # seconds to wait for files that another DVC process uses
 
 
 class Pipeline:
@@ -48,8 +50,15 @@ class Pipeline:
         """Those that `dvc status` does not find up to date."""
         if not stages:
             return set()
-        with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
-            return {stage.addressing for stage in repo.index.stages if stage.addressing in stages and stage.status()}
+        for _ in range(PATIENCE):
+            try:
+                with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
+                    found = [stage for stage in repo.index.stages if stage.addressing in stages]
+                    return {stage.addressing for stage in found if stage.status()}
+            except LockError:  # stages of a batch that was killed have not ended yet
+                time.sleep(1)
+                remove_stale_lock()
+        raise StudyError("another `dvc` process uses this folder; wait for it, or stop it")
 
 
 class Batch:

@@ -1,9 +1,9 @@
 """The study with other parameters:  python -m tools.variation studies/X.yaml [--into FOLDER] | --sensitivity
 
 Merges a file of overrides into params.yaml: in place, or in a copy of the project in FOLDER, with results and DVC state
-of its own. A mapping with `like: NAME` starts as a copy of its neighbor NAME. --sensitivity makes the copy in
-build/sensitivity whose runs are the rows of `sensitivity` in params.yaml, and --collect takes their records from there
-to results/records.
+of its own. A mapping with `like: NAME` starts as a copy of its neighbor NAME as the lines above have left it.
+--sensitivity makes the copy in build/sensitivity whose runs are the rows of `sensitivity` in params.yaml, and --collect
+takes their records from there to results/records.
 """
 
 from __future__ import annotations
