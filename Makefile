@@ -43,6 +43,7 @@ setup: $(READY)
 
 repro: setup
 	@python -m tools.batch $(ARGS)
+	@ls -d results/*/tables results/*/figures results/report.html 2>/dev/null || true  # a part of the study may lack some
 
 demo: setup
 	@python -m tools.variation studies/demo.yaml --into build/demo
