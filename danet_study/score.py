@@ -16,6 +16,7 @@ or an .npz, for RegDB one per trial; `runs/<run>/features.npz` is one:
 from __future__ import annotations
 
 import argparse
+import glob
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ SIZES = {  # queries and gallery images of the published test sets
 }
 COLUMNS = {"cmc1": "Rank-1", "cmc5": "Rank-5", "cmc10": "Rank-10", "cmc20": "Rank-20", "mAP": "mAP", "mINP": "mINP"}
 COLUMNS["chance"] = "Chance"
+IDENTITIES = {"sysu_mm01": 96, "regdb": 206}  # of the published test sets
 SHOTS = {"single": 1, "multi": 10}
 SIDES = {"sysu_mm01": "camids", "regdb": "modalities"}  # the key that tells query from gallery
 SETTINGS = tuple(PROTOCOLS["sysu_mm01"].settings)
@@ -65,16 +67,31 @@ def score(
     galleries: rand_perm_cam.mat or an .npz, if not with the features. feature: the files' <name> or the key to score.
     Raises StudyError for a file that is missing or not as described above.
     """
+    return _score(paths, protocol, metric, galleries, feature)[0]
+
+
+def _score(
+    paths: str | Path | Sequence[str | Path],
+    protocol: str,
+    metric: Metric,
+    galleries: str | Path | None,
+    feature: str | None,
+) -> tuple[dict[str, ProtocolResult], int]:
+    """And the number of identities, the fewest over the files."""
     files = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
     numbers, found, tested = Evaluation(trials=10, metric=metric, galleries="rand_perm", batch_size=1), [], set()
     for path in files:
         images, drawn = _read(path, protocol, feature, galleries)
-        tested.add(images.pids.tobytes())
-        found.append(PROTOCOLS[protocol].score(images, SimpleNamespace(root=path, galleries=drawn), numbers))
+        tested.add(tuple(np.unique(images.pids)))
+        try:
+            found.append(PROTOCOLS[protocol].score(images, SimpleNamespace(root=path, galleries=drawn), numbers))
+        except ValueError as error:
+            raise StudyError(f"{path}: {error}") from None
     if len(files) > 1 and (protocol != "regdb" or len(tested) < len(files)):
         raise StudyError(f"{files[1]}: several files must be different trials of RegDB; score others one by one")
     trials = {name: [trial for one in found for trial in one[name].trials] for name in found[0]}
-    return {name: over_trials(trials[name], one.gallery, one.cmc_level) for name, one in found[0].items()}
+    results = {name: over_trials(trials[name], one.gallery, one.cmc_level) for name, one in found[0].items()}
+    return results, min(map(len, tested))
 
 
 def published(folder: str | Path, metric: Metric, feature: str | None = None, paper: Path = PAPER) -> Others:
@@ -83,8 +100,12 @@ def published(folder: str | Path, metric: Metric, feature: str | None = None, pa
     others: dict[str, dict[str, pd.DataFrame]] = {AUTHORS: {}}
     for setting in SETTINGS:
         search, shots = setting.split("_")
-        for path in Path(folder).rglob(f"result_{name}_{metric}_{search}_search_{SHOTS[shots]}shot.mat"):
-            cmc, ap = (read_mat(path, f"performance/{key}") for key in ("cmc_all", "map_all"))
+        for path in Path(folder).rglob(f"result_{glob.escape(name)}_{metric}_{search}_search_{SHOTS[shots]}shot.mat"):
+            cmc, ap = (read_mat(path, f"performance/{key}", np.ndarray) for key in ("cmc_all", "map_all"))
+            if cmc.ndim != 2 or cmc.shape[1] < 20 or ap.size != len(cmc):
+                raise StudyError(
+                    f"{path}: cmc_all is {cmc.shape}, map_all {ap.shape}; expected 20 ranks; remove the file"
+                )
             ranks = {f"cmc{k}": cmc[:, k - 1] for k in (1, 5, 10, 20)}
             others[AUTHORS][setting] = pd.DataFrame({**ranks, "mAP": ap.ravel()}, index=range(1, len(cmc) + 1))
     if name == ZERO_PADDING:
@@ -116,7 +137,7 @@ def table(results: Mapping[str, ProtocolResult], others: Others | None = None, b
 
 def _read(path: Path, protocol: str, feature: str | None, given: str | Path | None) -> tuple[Images, dict[str, Any]]:
     """The images that `path` holds and, for SYSU-MM01, the galleries (T, G) of each setting as values of their rows."""
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         arrays, source = _read_npz(path), path
         images = _images(path, arrays, feature or ("feat_bn" if "feat_bn" in arrays else "feat"), protocol)
     else:
@@ -125,15 +146,20 @@ def _read(path: Path, protocol: str, feature: str | None, given: str | Path | No
     source = Path(given or source)
     if protocol != "sysu_mm01":
         return images, {}
-    if source.suffix == ".mat":
+    if source.suffix.lower() == ".mat":
         return images, _draw(source, images)
     stored, visible = _read_npz(source), images.rows[images.modalities == 0]
-    if not all(np.isin(stored.get(name, "absent"), visible).all() for name in SETTINGS):
-        raise StudyError(f"{source}: no galleries {', '.join(SETTINGS)} of these images; name rand_perm_cam.mat")
-    return images, {name: stored[name] for name in SETTINGS}
+    galleries = {name: stored.get(name, np.array("absent")) for name in SETTINGS}
+    for values in galleries.values():
+        fit = values.ndim == 2 and values.size and values.dtype.kind in "iu" and np.isin(values, visible).all()
+        if not fit or (np.diff(np.sort(values)) == 0).any():
+            raise StudyError(f"{source}: no galleries {', '.join(SETTINGS)} of these images; name rand_perm_cam.mat")
+    return images, galleries
 
 
 def _feature_name(folder: Path, feature: str | None) -> str:
+    if folder.is_file() or folder.suffix.lower() == ".mat":
+        raise StudyError(f"{folder} is neither a folder nor an .npz; name the folder that holds the feature files")
     if not folder.is_dir():
         raise StudyError(f"{folder} is missing; `git clone --depth 1 {SOURCE} {folder}` makes it")
     names = {path.stem[: -len("_cam1")] for path in folder.rglob("*_cam1.mat")}
@@ -149,17 +175,20 @@ def _read_folder(folder: Path, feature: str | None) -> tuple[dict[str, np.ndarra
     files = {path.name: path for path in folder.rglob("*.mat")}
     if absent := [name for name in (*names, "test_id.mat", "rand_perm_cam.mat") if name not in files]:
         raise StudyError(f"{folder}: {', '.join(absent)} missing; copy `evaluation/` of {SOURCE} again")
-    ids = np.sort(read_mat(files["test_id.mat"], "id").ravel()).tolist()
+    found = read_mat(files["test_id.mat"], "id", np.ndarray).ravel().tolist()
+    ids = sorted(map(int, {*range(1, 10**5)} & {*found}))  # MATLAB's numbers are doubles unless cast
+    if not found or len(ids) != len(found):
+        raise StudyError(f"{files['test_id.mat']}: expected different positive integers as `id`; copy the file again")
     feat, pids, camids = [], [], []
     for camera, name in enumerate(names, start=1):
-        cells = read_mat(files[name], "feature")
+        cells = read_mat(files[name], "feature", list)
         for pid in ids:
-            if pid <= len(cells) and cells[pid - 1].size:
-                feat.append(cells[pid - 1])
+            if pid <= len(cells) and np.size(cells[pid - 1]):
+                feat.append(np.asarray(cells[pid - 1]))
                 pids.append(np.full(len(feat[-1]), pid))
                 camids.append(np.full(len(feat[-1]), camera))
-    if absent := sorted({*ids} - {int(part[0]) for part in pids}):
-        raise StudyError(f"{folder}: no features of test identities {absent[:5]}; extract them")
+    if unseen := sorted({*ids} - {int(part[0]) for part in pids}):
+        raise StudyError(f"{folder}: no features of test identities {unseen[:5]}; extract them")
     if len({part.shape[1:] for part in feat}) != 1:
         raise StudyError(f"{folder}: features of different lengths; extract all with one model")
     arrays = {"feat": np.concatenate(feat), "pids": np.concatenate(pids), "camids": np.concatenate(camids)}
@@ -179,12 +208,14 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 def _images(path: Path, arrays: Mapping[str, np.ndarray], feature: str, protocol: str) -> Images:
     """What is scored, checked."""
     if absent := [key for key in (feature, "pids", SIDES[protocol]) if key not in arrays]:
-        raise StudyError(f"{path}: no {' and '.join(absent)} among its keys {', '.join(arrays)}; rename or add")
+        raise StudyError(
+            f"{path}: no {' and '.join(absent)} among its keys {', '.join(arrays)}; rename or add these keys"
+        )
     feat = arrays[feature]
-    if feat.ndim != 2 or feat.dtype.kind != "f":
+    if feat.ndim != 2 or feat.dtype.kind != "f" or not feat.size:
         raise StudyError(f"{path}: {feature} is {feat.dtype} {feat.shape}; expected floats (images, dimensions)")
-    if infinite := int((~np.isfinite(feat).all(axis=1)).sum()):
-        raise StudyError(f"{path}: {infinite} of {len(feat)} features are not finite; extract them again")
+    if wrong := int((~(np.abs(feat) < np.float64(1e100)).all(axis=1)).sum()):  # squares must be finite
+        raise StudyError(f"{path}: {wrong} of {len(feat)} features are not finite or beyond 1e100; extract them again")
     columns = {key: arrays[key] for key in ("pids", "camids", "modalities", "rows") if key in arrays}
     for key, values in columns.items():
         if values.shape != feat.shape[:1] or values.dtype.kind not in "iu":
@@ -194,7 +225,7 @@ def _images(path: Path, arrays: Mapping[str, np.ndarray], feature: str, protocol
         camids, infrared = columns["camids"], np.isin(columns["camids"], (3, 6)).astype(np.int64)
         if not np.isin(camids, range(1, 7)).all() or (columns.setdefault("modalities", infrared) != infrared).any():
             raise StudyError(
-                f"{path}: expected camids 1 to 6, 3 and 6 infrared; swapped keys, or RegDB without --protocol?"
+                f"{path}: expected camids 1 to 6, with 3 and 6 infrared; check the keys, or add --protocol regdb"
             )
     if {*columns["modalities"].tolist()} != {0, 1} or (np.diff(columns.get("rows", [])) <= 0).any():
         raise StudyError(f"{path}: expected images of both modalities, 0 and 1, sorted by rows; save them so")
@@ -204,13 +235,18 @@ def _images(path: Path, arrays: Mapping[str, np.ndarray], feature: str, protocol
 def _draw(path: Path, images: Images) -> dict[str, np.ndarray]:
     """By rand_perm_cam.mat: in each trial the first 1 or 10 images of every identity and gallery camera."""
     drawn: dict[str, list[list[int]]] = {name: [[] for _ in range(10)] for name in SETTINGS}
-    for camera, cells in enumerate(read_mat(path, "rand_perm_cam"), start=1):
+    cameras = read_mat(path, "rand_perm_cam", list)
+    if len(cameras) != 6 or not all(isinstance(cells, list) for cells in cameras):
+        raise StudyError(f"{path}: expected a cell array for each of 6 cameras, found {len(cameras)}; copy it again")
+    for camera, cells in enumerate(cameras, start=1):
         for pid in np.unique(images.pids).tolist():
             rows = images.rows[(images.camids == camera) & (images.pids == pid)]
-            order = cells[pid - 1].astype(int) if 0 < pid <= len(cells) else np.zeros((10, 0), int)
-            if order.size != 10 * len(rows) or (np.sort(order) != np.arange(1, len(rows) + 1)).any():
-                found = f"{len(rows)} features, but {order.shape[-1]} images in {path.name}"
-                raise StudyError(f"camera {camera}, identity {pid}: {found}; extract all test images")
+            order = np.asarray(cells[pid - 1]) if 0 < pid <= len(cells) else np.zeros((10, 0))
+            permuted = np.array_equal(np.sort(order), np.tile(np.arange(1, len(rows) + 1), (10, 1)))
+            if not permuted and (order.size or len(rows)):
+                found = f"{order.shape} in {path.name}, expected 10 permutations of {len(rows)} features"
+                raise StudyError(f"camera {camera}, identity {pid}: {found}; extract all test images or copy the file")
+            order = order.astype(int)
             for name in SETTINGS:
                 search, shots = name.split("_")
                 for trial, numbers in zip(drawn[name], order if camera in SYSU_SEARCHES[search] else [], strict=False):
@@ -237,14 +273,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--feature", help="<name> of the feature files, or key of the .npz")
     parser.add_argument("--trials", action="store_true", help="print every trial, too")
     given = parser.parse_args(arguments)
-    folder = given.paths[0].suffix != ".npz"
+    folder = given.paths[0].suffix.lower() != ".npz"
     metric: Metric = given.metric or ("euclidean" if folder else "cosine")
     options = {"protocol": given.protocol, "galleries": given.galleries, "feature": given.feature}
     try:
-        results = score(given.paths, metric=metric, **options)
+        results, n_identities = _score(given.paths, metric=metric, **options)
         others = published(given.paths[0], metric, given.feature) if folder else {}
-    except StudyError as error:
-        absent = folder and not given.paths[0].exists()
+    except ValueError as error:  # StudyError, and numpy's for cells in cells
+        absent = folder and given.paths[0].suffix.lower() != ".mat" and not given.paths[0].exists()
         print(f"score: {error}", *[EXPECTED] * absent, sep="\n", file=sys.stderr)
         return 1
     print(f"{given.protocol}, {metric} distance, percent", as_text(table(results, others)), sep="\n\n", end="\n\n")
@@ -254,6 +290,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         size = one.n_query, one.gallery_size
         note = "" if size == SIZES[name] else f" (published: {SIZES[name][0]} and {SIZES[name][1]})"
         print(f"{TITLES[name]}: {one.n_valid} of {size[0]} queries have a match among {size[1]} images{note}")
+    note = "" if n_identities == IDENTITIES[given.protocol] else f" (published: {IDENTITIES[given.protocol]})"
+    print(f"test identities: {n_identities}{note}")
     print(f"trials: {len(one.trials)} of the protocol's 10")
     return 0
 

@@ -5,6 +5,7 @@ Scores are of test identities: they tell what matters, and nothing is chosen by 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from danet_study.results import (
     SYNTHETIC,
     Results,
     adjust,
-    effect,
     estimate,
     load_records,
     score,
@@ -31,7 +31,7 @@ from danet_study.tables import classifiers_section, effect_texts, score_rows, se
 
 RULE = (
     "Difference: row less the one it is compared with, with a 95 % t interval over n seeds, variance pooled over all "
-    "rows. A row that only changes the test is paired by seed, because it scores the same weights. Holm, BH: p "
+    "trainings. A row that only changes the test is paired by seed, because it scores the same weights. Holm, BH: p "
     "adjusted for the number of rows (Holm-Bonferroni, Benjamini-Hochberg). Detectable: found with 80 % power. "
     "Verdict: by Holm's p at 0.05."
 )
@@ -58,6 +58,10 @@ def sensitivity_table(study: Study, results: Results) -> pd.DataFrame:
     configs = {config.variant: config for config in results.configs.values()}
     setting, lines = results.protocol.ablation, []
     for metric, title in METRICS.items():
+        points = {
+            name: dict(zip(results.seeds(name), [100 * x for x in results.values(name, setting, metric)], strict=False))
+            for name in configs
+        }
         for name, row in study.sensitivity.rows.items():
             line: dict[str, Any] = {"group": row.group, "row": name, "label": row.label, "against": row.against}
             line |= {"metric": title, "test": "pooled", "verdict": NOT_RUN, "n": len(results.seeds(name))}
@@ -65,11 +69,14 @@ def sensitivity_table(study: Study, results: Results) -> pd.DataFrame:
                 line |= {"mean": own.value, "sd": own.sd}
             if loss := score(results, name, "training", "L_id"):
                 line["final_L_id"] = loss.value
-            one = effect(results, {name: 1, row.against: -1}, metric)
-            if same_weights(configs[name], configs[row.against]) and results.seeds(name) == results.seeds(row.against):
+            ours, theirs = points[name], points[row.against]
+            if same_weights(configs[name], configs[row.against]):
                 line["test"] = "paired"
-                ours, theirs = (results.values(each, setting, metric) for each in (name, row.against))
-                one = estimate([[100 * (a - b) for a, b in zip(ours, theirs, strict=True)]])
+                one = estimate([[ours[seed] - theirs[seed] for seed in ours if seed in theirs]])
+            else:
+                pool = trained_apart([configs[each] for each in (name, row.against, *filter(points.get, points))])
+                groups = [[*points[config.variant].values()] for config in pool]
+                one = estimate(groups, [1, -1, *[0] * (len(pool) - 2)])
             if one:
                 line |= one.row("raises", "lowers")
             lines.append(line)
@@ -80,6 +87,15 @@ def sensitivity_table(study: Study, results: Results) -> pd.DataFrame:
     for _, rows in table[table["p"].notna()].groupby("metric"):
         table.loc[rows.index, "bh"] = stats.false_discovery_control(rows["p"].to_numpy(float))
     return table
+
+
+def trained_apart(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """Without the rows that score the weights of an earlier one: they are no further training."""
+    found: list[RunConfig] = []
+    for config in configs:
+        if not any(same_weights(config, other) for other in found):
+            found.append(config)
+    return found
 
 
 def same_weights(a: RunConfig, b: RunConfig) -> bool:

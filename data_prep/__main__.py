@@ -84,13 +84,14 @@ def verify(dataset: Dataset, ids_per_batch: int, *, deep: bool = False, workers:
         paths, image = [index.raw_root(dataset) / path for path in found.manifest["path"]], dataset.image
         failures, flat = inspect_images(paths, [*found.manifest["modality"]], image.height, image.width, workers)
         found.findings += failures
+        content = "" if found.findings else index.content_sha256(dataset, found)  # not of unreadable files
         if flat:
             found.warnings.append(f"{len(flat)} nearly constant images: {index.listed(flat)}")
     print(tabulate(found.checks, ["check", "expected", "found", ""], disable_numparse=True))
     _print_accepted(found)
     index.settle(found, dataset)
     if deep:
-        print(f"SHA-256 of names and bytes: {index.content_sha256(dataset)}")
+        print(f"SHA-256 of names and bytes: {content}")
 
 
 def _print_accepted(found: index.Index) -> None:

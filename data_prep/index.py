@@ -128,12 +128,18 @@ def inventory(dataset: Dataset) -> dict[str, Any]:
     return {"files": len(tree), "sha256": digest.hexdigest(), "reader_sha256": reader}
 
 
-def content_sha256(dataset: Dataset) -> str:
-    """Hash of names and bytes of all files of the raw tree: the same for every copy of the data set, but slow."""
+def content_sha256(dataset: Dataset, index: Index) -> str:
+    """Hash of names and bytes of all files of the raw tree: the same for every copy of the data set, but slow.
+
+    `index` gets a finding if one photograph belongs to two identities.
+    """
     root, digest = raw_root(dataset), hashlib.sha256()
-    for name, (size, _) in scan(root).items():
-        content = sha256_file(root / name) if size >= 0 else ""  # a broken link
+    contents = {name: sha256_file(root / name) if size >= 0 else "" for name, (size, _) in scan(root).items()}
+    for name, content in contents.items():
         digest.update(f"{name}\0{content}\0".encode("utf-8", "surrogateescape"))
+    images = index.manifest.assign(content=index.manifest["path"].map(contents)).sort_values("content", kind="stable")
+    n_ids = images.groupby("content")["pid"].transform("nunique")
+    index.forbid("photographs that two identities share", images.loc[n_ids > 1, "path"])
     return digest.hexdigest()
 
 
@@ -159,7 +165,7 @@ def read(dataset: Dataset, *, ids_per_batch: int = 2) -> Index:
         manifest = index.manifest.astype({"path": str, "pid": np.int64, "camid": np.int64, "modality": str})
         splits = dict.fromkeys(["split_1", *split_columns(manifest)], str)
         index.manifest = manifest.fillna("").astype(splits).reset_index(drop=True)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         found = " ".join(str(error).split())[:80]
         raise StudyError(f"datasets.{dataset.name}: {dataset.layout} returned no valid Index ({found})") from None
     if "render.json" in tree and not dataset.synthetic:

@@ -26,7 +26,7 @@ from data_prep.regdb import KEY, read_split_file, split_key
 
 SPLITS, FOLDERS, CAMERAS = ("train", "test"), ("vis", "nir"), range(1, 10)  # FOLDERS in the order of MODALITIES
 REQUEST = "signed agreement by e-mail, repository ZYK100/LLCM"
-IMAGE = re.compile(rf"(vis|nir)/([0-9]+)/(([0-9]+)_c([0-9]+)_[^/]*{SUFFIXES})", re.IGNORECASE | re.DOTALL)
+IMAGE = re.compile(rf"(vis|nir)/([0-9]{{1,9}})/(([0-9]+)_c([0-9]+)_[^/]*{SUFFIXES})", re.IGNORECASE | re.DOTALL)
 LIST = re.compile(r"idx/((?:train|test)_(?:vis|nir)|test_id)\.txt", re.IGNORECASE)
 SECOND = re.compile(r"test_(?:vis|nir)/.*", re.IGNORECASE | re.DOTALL)
 
@@ -57,6 +57,11 @@ def read_tree(root: Path, dataset: Dataset, files: Sequence[str]) -> Index:
     index.forbid("images that are the same file but for case or zeros", images.loc[images.duplicated(KEY), "path"])
     other = images["pid"] != images["in_name"]
     index.forbid("images in the folder of another identity than their name says", images.loc[other, "path"])
+    ending = images["file"].str.extract(r"_([a-z]+)\.[a-z]+$", expand=False)
+    other = (ending != images["folder"]) | ~images["camid"].isin(CAMERAS)
+    index.forbid(
+        "images without a camera of 1 to 9 and the end _vis or _nir of their folder", images.loc[other, "path"]
+    )
     wanted = [f"{split}_{folder}" for split in SPLITS for folder in FOLDERS]
     index.forbid("split files missing in idx/", [f"{name}.txt" for name in wanted if name not in lists])
     found = [

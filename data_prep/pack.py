@@ -69,16 +69,23 @@ def pack(
 def intensity_ranges(paths: Sequence[Path], modalities: Iterable[str], workers: int | None = None) -> dict[str, Range]:
     """Lowest and highest value, by modality, of images with more than 8 bits per pixel; empty without such images.
 
-    Raises StudyError for color images with more than 8 bits per channel, which Pillow would cut.
+    Raises StudyError for color images with more than 8 bits per channel, which Pillow would cut, and for a modality
+    with both integers and floating-point numbers, which have no common range.
     """
     deep = [(p, m) for p, m in zip(paths, modalities, strict=True) if p.suffix.lower() not in EIGHT_BITS]
     found = list(parallel(_extremes, [path for path, _ in deep], workers))
     refuse([line for line in found if isinstance(line, str)], Path("images"))
     ranges: dict[str, Range] = {}
-    for extremes, (_, modality) in zip(found, deep, strict=True):
+    kinds: dict[str, str] = {}
+    for extremes, (path, modality) in zip(found, deep, strict=True):
         if extremes:
-            low, high = ranges.get(modality, extremes)
-            ranges[modality] = min(low, extremes[0]), max(high, extremes[1])
+            kind, least, most = extremes
+            if kinds.setdefault(modality, kind) != kind:
+                raise StudyError(
+                    f"{printable(path)}: {modality} images are integers and floats; convert them to one kind"
+                )
+            low, high = ranges.get(modality, (least, most))
+            ranges[modality] = min(low, least), max(high, most)
     return ranges
 
 
@@ -123,13 +130,13 @@ def _decode(size: tuple[int, int], target: Path | None, job: tuple[int, Path, Ra
     return False
 
 
-def _extremes(path: Path) -> Range | str | None:
-    """Lowest and highest value of a gray image with more than 8 bits, None for 8 bits, a sentence if it is refused."""
+def _extremes(path: Path) -> tuple[str, float, float] | str | None:
+    """I or F, lowest and highest value of a gray image with over 8 bits; None for 8 bits; a sentence if refused."""
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
                 pixels = np.asarray(image, dtype=float)
-                return float(pixels.min()), float(pixels.max())
+                return image.mode[0], float(pixels.min()), float(pixels.max())
             if any(";16" in str(tile) for tile in image.tile):
                 return f"{printable(path)} has 16 bits per color channel; convert the images to 8 bits"
     except Exception:  # decoding will say what is wrong with the file

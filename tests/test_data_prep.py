@@ -17,6 +17,7 @@ import pytest
 import scipy.io
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from danet_study.config import Dataset
 from danet_study.files import StudyError, read_json
@@ -61,7 +62,10 @@ def photographs(tmp_path: Path) -> Dataset:
     for folder in ("visible", "Infrared"):
         for pid in range(1, 11):
             for number in (1, 2):
-                put_image(tmp_path / "own" / folder / f"{pid:03d}" / f"IMG_{number}.jpg", (pid, 90 * number, 0))
+                put_image(
+                    tmp_path / "own" / folder / f"{pid:03d}" / f"IMG_{number}.jpg",
+                    (20 * pid, 90 * number, 9 * len(folder)),
+                )
     return trees.dataset("folder", tmp_path / "own", protocol="both_ways")
 
 
@@ -182,6 +186,12 @@ def test_half_of_the_own_identities_train_as_the_seed_draws_them(photographs: Da
     assert not indexing.settle(index, photographs)
 
 
+@pytest.mark.parametrize("suffix", ["webp", "GIF", "jp2", "pgm"])
+def test_every_kind_of_image_that_pillow_reads_is_a_photograph(photographs: Dataset, suffix: str) -> None:
+    Image.new("L", (8, 16), 7).save(photographs.root / f"visible/003/a.{suffix}")
+    assert f"visible/003/a.{suffix}" in set(prepare(photographs)["path"])
+
+
 def test_the_full_plan_has_the_published_counts() -> None:
     plan = trees.full_sysu_plan()
     assert trees.counts_of_sysu(plan) == sysu_mm01.PUBLISHED
@@ -260,10 +270,11 @@ def test_other_case_and_unpadded_names_are_accepted_in_natural_order(sysu: Datas
 
 
 def test_stray_files_are_listed_and_skipped_also_with_names_that_are_not_utf8(
-    sysu: Dataset, regdb_set: Dataset, capsys: pytest.CaptureFixture[str]
+    sysu: Dataset, regdb_set: Dataset, photographs: Dataset
 ) -> None:
     for dataset, stray in (
         (sysu, ["Thumbs.db", "cam1/.DS_Store", "cam1/0001/Thumbs.db", "cam2/0001/._0001.jpg", "exp/notes.txt"]),
+        (photographs, ["Thumbs.db", "visible/.DS_Store", "visible/001/._IMG_1.jpg", "visible/notes.txt", "cover.jpg"]),
         (regdb_set, ["Thumbs.db", "Visible/.DS_Store", "Thermal/2/._a_2.bmp", "idx/readme.txt", "Visible/old/1.txt"]),
     ):
         clean = indexing.read(dataset).manifest
@@ -438,16 +449,20 @@ def llcm_leak(root: Path) -> None:
     trees.edit(root / LLCM_LIST, lambda text: text + f"{LLCM_IMAGE(4)} 3\n")
 
 
-def llcm_camera(root: Path) -> None:
-    """An image of camera 1 becomes one of camera 7, in its name and in the list."""
-    name = LLCM_IMAGE(2)
-    (root / name).rename(root / name.replace("_c01", "_c07"))
-    trees.edit(root / LLCM_LIST, lambda text: text.replace(name, name.replace("_c01", "_c07")))
+def llcm_rename(old: str, new: str) -> Change:
+    """A part of an image's name changes, also in the list."""
+
+    def change(root: Path) -> None:
+        name = LLCM_IMAGE(2)
+        (root / name).rename(root / name.replace(old, new))
+        trees.edit(root / LLCM_LIST, lambda text: text.replace(name, name.replace(old, new)))
+
+    return change
 
 
 first = REGDB.train_ids(1)[0]
 FOLDER = "Visible/{}/male_back_v_{:05d}_{}.bmp".format
-SETS = {"sysu": "sysu", "regdb": "regdb_set", "llcm": "llcm_set"}  # fixtures
+SETS = {"sysu": "sysu", "regdb": "regdb_set", "llcm": "llcm_set", "own": "photographs"}  # fixtures
 CORRUPT = {  # (layout, refused also with allow_partial): change, words
     "sysu no cameras": ("sysu", True, remove(*(f"cam{c}" for c in range(1, 7))), ["no file fits"]),
     "sysu no exp": ("sysu", True, remove("exp"), ["train_id.txt", "test_id.txt", "rand_perm_cam.mat", "evaluation"]),
@@ -507,12 +522,25 @@ CORRUPT = {  # (layout, refused also with allow_partial): change, words
     "llcm missing image": ("llcm", False, remove(LLCM_IMAGE(2)), ["missing", "0002_c01", "train_vis"]),
     "llcm unnamed image": ("llcm", False, line(lambda _: "", 4, LLCM_LIST), ["neither train nor test"]),
     "llcm other labels": ("llcm", False, line(relabel("7"), 4, LLCM_LIST), ["train_vis", "labels"]),
-    "llcm other camera": ("llcm", False, llcm_camera, ["cameras 1 to 9"]),
+    "llcm other camera": ("llcm", False, llcm_rename("_c01", "_c07"), ["cameras 1 to 9"]),
     "llcm misplaced": ("llcm", True, lambda r: shutil.move(r / LLCM_IMAGE(2), r / "vis/0003"), ["another"]),
     "llcm folder twice": ("llcm", True, copy("vis/0002", "vis/2"), ["case or zeros"]),
     "llcm empty image": ("llcm", True, put(LLCM_IMAGE(2), b""), ["0 bytes"]),
     "llcm one modality": ("llcm", True, remove("nir/0002"), ["one modality", "2 (trial 1)"]),
     "llcm rendered": ("llcm", True, put("render.json", b"{}"), ["rendered"]),
+    "llcm other ending": ("llcm", True, llcm_rename("_vis.", "_nir."), ["0002_c01", "_vis or _nir"]),
+    "llcm no ending": ("llcm", True, llcm_rename("_vis.", "."), ["0002_c01", "_vis or _nir"]),
+    "llcm camera 0": ("llcm", True, llcm_rename("_c01", "_c00"), ["0002_c00", "1 to 9"]),
+    "llcm camera 10": ("llcm", True, llcm_rename("_c01", "_c10"), ["0002_c10", "1 to 9"]),
+    "own named folder": ("own", True, put("visible/anna/1.jpg", trees.jpeg((1, 2, 3))), ["visible/anna/1.jpg"]),
+    "own no folder": ("own", True, put("visible/1.jpg", trees.jpeg((1, 2, 3))), ["visible/1.jpg"]),
+    "own too deep": ("own", True, put("visible/001/sub/a.jpg", trees.jpeg((1, 2, 3))), ["visible/001/sub/a.jpg"]),
+    "own misplaced webp": ("own", True, put("Infrared/x/a.WEBP", b"x"), ["Infrared/x/a.WEBP"]),
+    "own 10 digits": ("own", True, put("visible/1234567890/a.jpg", b"x"), ["1234567890/a.jpg"]),
+    "own zeros": ("own", True, copy("visible/002", "visible/2"), ["visible/2", "case or zeros"]),
+    "own zeros, other file": ("own", True, put("visible/2/b.jpg", b"x"), ["visible/2", "case or zeros"]),
+    "own case": ("own", True, lambda r: shutil.copytree(r / "visible/002", r / "VISIBLE/002"), ["case or zeros"]),
+    "regdb 30 digits": ("regdb", True, put(f"Visible/{'1' * 30}/a.bmp", b"x"), ["regdb"]),
     "regdb not utf-8": (
         *("regdb", True, lambda r: shutil.copy(r / FOLDER(3, 1, 3), r / "Visible/3" / os.fsdecode(b"\xe9.bmp"))),
         ["not UTF-8"],
@@ -690,12 +718,26 @@ def test_the_inventory_changes_with_the_tree(sysu: Dataset, tmp_path: Path, chan
 
 
 def test_the_hash_of_the_content_is_that_of_every_copy(sysu: Dataset) -> None:
-    before = indexing.content_sha256(sysu)
+    index = indexing.read(sysu)
+    before = indexing.content_sha256(sysu, index)
     image = next(sysu.root.rglob("*.jpg"))
     os.utime(image, (0, 0))
-    assert indexing.content_sha256(sysu) == before
+    assert indexing.content_sha256(sysu, index) == before
     image.write_bytes(image.read_bytes()[::-1])
-    assert indexing.content_sha256(sysu) != before
+    assert indexing.content_sha256(sysu, index) != before
+
+
+@pytest.mark.parametrize("place", [shutil.copy, lambda source, target: target.symlink_to(source)])
+def test_a_photograph_of_two_identities_is_found_by_its_content(photographs: Dataset, place: Callable) -> None:
+    first, other = (photographs.root / name / "IMG_1.jpg" for name in ("visible/001", "visible/002"))
+    place(first, first.with_name("again.png"))  # twice under one identity is no error
+    verify(photographs, 2, deep=True, workers=1)
+    other.unlink()
+    place(first, other)
+    verify(photographs, 2, workers=1)
+    with pytest.raises(StudyError) as caught:
+        verify(photographs, 2, deep=True, workers=1)
+    assert all(f"{path.parent.name}/{path.name}" in str(caught.value) for path in (first, other))
 
 
 def test_a_link_to_a_folder_above_ends_and_a_link_to_another_is_followed(sysu: Dataset, tmp_path: Path) -> None:

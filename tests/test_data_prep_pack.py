@@ -174,6 +174,18 @@ def test_counts_of_a_14_bit_camera_keep_their_contrast(tmp_path: Path, kind) -> 
     assert inspect_images([path], ["infrared"], 32, 32, 1) == ([], [])
 
 
+@pytest.mark.parametrize("modalities", [("infrared", "infrared"), ("visible", "infrared")])
+def test_one_modality_in_integers_and_floats_has_no_common_range(tmp_path: Path, modalities: tuple[str, str]) -> None:
+    paths = [tmp_path / "a.png", tmp_path / "b.tif"]
+    for path, values in zip(paths, (COUNTS.astype(np.uint16), COUNTS.astype(np.float32) / 8200), strict=True):
+        Image.fromarray(values).save(path)
+    if len(set(modalities)) == 2:
+        assert intensity_ranges(paths, modalities, 1)["infrared"][1] == 1
+    else:
+        with pytest.raises(StudyError, match="b.tif"):
+            intensity_ranges(paths, modalities, 1)
+
+
 def test_nearly_constant_images_are_reported(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")

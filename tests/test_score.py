@@ -164,8 +164,11 @@ def test_regdb_averages_its_trials_and_takes_none_twice(tmp_path):
     for name, result in score(paths, protocol="regdb").items():
         assert result.per_trial == tuple(one[name].per_trial[0] for one in alone)
         assert result.mean["mAP"] == pytest.approx(np.mean([one[name].mean["mAP"] for one in alone]))
-    with pytest.raises(StudyError):
-        score([*paths, paths[0]], protocol="regdb")
+    order = np.random.default_rng(0).permutation(40)
+    again = save(tmp_path / "again.npz", {key: values[order] for key, values in regdb(0).items()})
+    for repeated in (paths[0], again):
+        with pytest.raises(StudyError):
+            score([*paths, repeated], protocol="regdb")
 
 
 def one_nan(arrays):
@@ -177,6 +180,8 @@ CHANGES = {
     "no camids": lambda a: a.pop("camids"),
     "NaN": one_nan,
     "one feature too few": lambda a: a.update(feat=a["feat"][:-1]),
+    "features without dimensions": lambda a: a.update(feat=a["feat"][:, :0]),
+    "features whose squares overflow": lambda a: a.update(feat=a["feat"] * 1e300),
     "flat features": lambda a: a.update(feat=a["feat"][:, 0]),
     "integer features": lambda a: a.update(feat=a["feat"].astype(int)),
     "text identities": lambda a: a.update(pids=a["pids"].astype(str)),
@@ -214,6 +219,107 @@ def test_an_npz_without_galleries_or_of_other_images_is_refused(tmp_path, arrays
         score(path, protocol="regdb")
 
 
+STORED = {
+    "flat": lambda g: g[0],
+    "cubic": lambda g: g[None],
+    "empty": lambda g: g[:, :0],
+    "bool": lambda g: g[:, :1] > 0,
+    "repeated": lambda g: np.repeat(g, 2, axis=1),
+}
+
+
+@pytest.mark.parametrize("change", STORED)
+def test_stored_galleries_that_do_not_fit_are_refused(tmp_path, arrays, change):
+    galleries = module._draw(MADE / "rand_perm_cam.mat", module._images(MADE, arrays, "feat", "sysu_mm01"))
+    path = save(
+        tmp_path / "features.npz", arrays | galleries | {"indoor_multi": STORED[change](galleries["all_multi"])}
+    )
+    with pytest.raises(StudyError):
+        score(path)
+
+
+def change_cells(function):
+    def change(cameras):
+        changed = cameras.copy()
+        for camera in range(6):
+            changed[camera, 0] = cameras[camera, 0].copy()
+            for index, order in enumerate(cameras[camera, 0].ravel()):
+                changed[camera, 0][index, 0] = function(order)
+        return changed
+
+    return change
+
+
+DRAWN = {
+    "four cameras": lambda c: c[:4],
+    "seven cameras": lambda c: np.concatenate([c, c[:1]]),
+    "no cell array": lambda c: np.eye(6),
+    "arrays as cameras": lambda c: np.array([[np.eye(3 + i)] for i in range(6)] + [[None]], dtype=object)[:6],
+    "five trials": change_cells(lambda order: order[:5]),
+    "transposed": change_cells(lambda order: order.T),
+    "text": change_cells(lambda order: np.array(["text"])),
+}
+
+
+@pytest.mark.parametrize("change", DRAWN)
+def test_permutations_that_do_not_fit_are_refused(tmp_path, arrays, change):
+    cameras = scipy.io.loadmat(MADE / "rand_perm_cam.mat")["rand_perm_cam"]
+    scipy.io.savemat(tmp_path / "p.mat", {"rand_perm_cam": DRAWN[change](cameras)})
+    with pytest.raises(StudyError):
+        score(save(tmp_path / "features.npz", arrays), galleries=tmp_path / "p.mat")
+
+
+IDS = {
+    "text": lambda ids: np.array(["text"]),
+    "a fraction": lambda ids: ids + 0.5,
+    "NaN": lambda ids: np.where(ids == ids.max(), np.nan, ids),
+    "repeated": lambda ids: np.concatenate([ids, ids], axis=1),
+    "zero": lambda ids: ids - ids.min(),
+    "empty": lambda ids: np.zeros((0, 0)),
+    "cells": lambda ids: np.array([[ids[:, :1], None]], dtype=object)[:, :1],
+}
+
+
+@pytest.mark.parametrize("version", [scipy.io.savemat, lambda path, variables: save_v73(path, **variables)])
+@pytest.mark.parametrize("change", [None, *IDS])
+def test_test_identities_are_different_integers_also_as_doubles(clone, version, change):
+    path = clone / "evaluation/data_split/test_id.mat"
+    ids = scipy.io.loadmat(MADE / "test_id.mat")["id"].astype(float)
+    if change == "text" and version is not scipy.io.savemat:
+        save_v73(path, id=ids)
+        with h5py.File(path, "a") as file:
+            file["id"].attrs["MATLAB_class"] = np.bytes_("char")
+    else:
+        version(path, {"id": IDS[change](ids) if change else ids})
+    if change is None:
+        assert score(clone)["all_multi"].mean == score(MADE)["all_multi"].mean
+    else:
+        with pytest.raises(StudyError):
+            score(clone)
+
+
+@pytest.mark.parametrize("given", ["a.mat PATH", "an absent .mat PATH", "absent galleries", "few ranks"])
+def test_the_command_answers_wrong_files_in_one_line(clone, tmp_path, arrays, capsys, given):
+    ranks = {"cmc_all": np.zeros((10, 19)), "map_all": np.zeros((10, 1))}
+    result = clone / "evaluation/result/result_feat_deep_zero_padding_euclidean_all_search_1shot.mat"
+    scipy.io.savemat(result, {"performance": ranks})
+    arguments = {
+        "a.mat PATH": [str(MADE / "rand_perm_cam.mat")],
+        "an absent .mat PATH": [str(tmp_path / "absent.mat")],
+        "absent galleries": [str(save(tmp_path / "a.npz", arrays)), "--galleries", str(tmp_path / "absent.mat")],
+        "few ranks": [str(clone)],
+    }[given]
+    assert module.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "git clone" not in error and error.count("\n") == 1
+
+
+def test_an_npz_may_have_a_suffix_in_capitals(tmp_path, arrays, capsys):
+    path = save(tmp_path / "a.npz", arrays).rename(tmp_path / "a.NPZ")
+    assert module.main([str(path), "--galleries", str(MADE / "rand_perm_cam.mat")]) == 0
+    assert "identities: 20 " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("file", ["feature/feat_deep_zero_padding_cam4.mat", "data_split/test_id.mat"])
 @pytest.mark.parametrize("damage", ["missing", "cut", "other variable", "cells without features"])
 def test_a_damaged_folder_is_refused(clone, file, damage):
@@ -232,13 +338,14 @@ def test_a_damaged_folder_is_refused(clone, file, damage):
         score(clone)
 
 
-def test_of_two_sets_of_features_one_must_be_named(clone):
+@pytest.mark.parametrize("name", ["mine", "[a-z]*"])
+def test_of_two_sets_of_features_one_must_be_named(clone, name):
     for path in (clone / "evaluation/feature").glob("*.mat"):
-        shutil.copyfile(path, path.with_name(path.name.replace("feat_deep_zero_padding", "mine")))
+        shutil.copyfile(path, path.with_name(path.name.replace("feat_deep_zero_padding", name)))
     with pytest.raises(StudyError):
         score(clone)
-    assert score(clone, feature="mine")["all_single"].mean == score(MADE)["all_single"].mean
-    assert published(clone, "euclidean", "mine") == {"authors' code": {}}
+    assert score(clone, feature=name)["all_single"].mean == score(MADE)["all_single"].mean
+    assert published(clone, "euclidean", name) == {"authors' code": {}}
 
 
 def test_matlab_files_of_both_versions_give_the_same_arrays_and_cells(tmp_path):

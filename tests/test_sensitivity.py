@@ -55,13 +55,13 @@ def table(folder, seeds=(0, 1, 2)):
     return sensitivity.sensitivity_table(*loaded(folder, seeds)).query("metric == 'Rank-1'").set_index("row")
 
 
-def test_difference_is_tested_with_the_variance_pooled_over_all_rows(tmp_path):
+def test_difference_is_tested_with_the_variance_pooled_over_all_trainings(tmp_path):
     row = table(tmp_path).loc["margin"]
-    # sums of squares in points: 0, 8, 2, 8, 8 over 2 degrees of freedom each
-    error = math.sqrt(26 / 10 * 2 / 3)
+    # sums of squares in points: 0, 8, 2 over 2 degrees of freedom each; before_bn and euclidean score b_cc's weights
+    error = math.sqrt(10 / 6 * 2 / 3)
     assert (row["difference"], row["n"], row["test"]) == (pytest.approx(-10), 3, "pooled")
-    assert row["p"] == pytest.approx(2 * stats.t.sf(10 / error, 10))
-    assert row["high"] == pytest.approx(-10 + stats.t.ppf(0.975, 10) * error)
+    assert row["p"] == pytest.approx(2 * stats.t.sf(10 / error, 6))
+    assert row["df"] == 6 and row["high"] == pytest.approx(-10 + stats.t.ppf(0.975, 6) * error)
     assert row["verdict"] == "lowers"
 
 
@@ -76,6 +76,15 @@ def test_rows_that_score_the_same_weights_are_paired_by_seed(tmp_path):
     assert rows.loc["before_bn", ["difference", "low", "high"]].tolist() == pytest.approx([1, 1, 1])
     assert rows.loc["before_bn", "verdict"] == "raises"
     assert (rows.loc["euclidean", "p"], rows.loc["euclidean", "verdict"]) == (1, "inconclusive")
+
+
+def test_pairs_are_those_of_the_seeds_that_both_have(tmp_path):
+    found, _ = loaded(tmp_path)
+    (tmp_path / "records/synth_sysu-1-before_bn-1.json").unlink()
+    results = sensitivity.load_sensitivity(found, tmp_path)
+    rows = sensitivity.sensitivity_table(found, results).query("metric == 'Rank-1'").set_index("row")
+    assert rows.loc["before_bn", ["test", "difference", "n", "df"]].tolist() == ["paired", pytest.approx(1), 2, 1]
+    assert rows.loc["margin", "df"] == 6
 
 
 def test_same_weights_ignores_the_test_only():
