@@ -173,9 +173,7 @@ def extract(
 
 def _refuse_other(path: Path, found: str, expected: str) -> None:
     if found != expected:
-        raise StudyError(
-            f"{path} ({found[:12]}) differs from that of the run ({expected[:12]}); run `dvc repro`"
-        )
+        raise StudyError(f"{path} ({found[:12]}) differs from that of the run ({expected[:12]}); run `dvc repro`")
 
 
 def _setting(result: ProtocolResult) -> dict[str, Any]:
