@@ -74,9 +74,12 @@ class Batch:
         self.failed: dict[str, str] = {}  # "" for a stage that needs a failed one
 
     def run(self, say: Callable[[str], None], show: Callable[[str], None]) -> None:
-        """Run all. `say` gets lines to keep, `show` the present state. Leaves no process behind when interrupted."""
+        """Run all. `say` gets lines to keep, `show` the present state. SIGINT and SIGTERM end it and all it started."""
+        stop_requested: list[int] = []  # an exception in the handler could be lost inside DVC
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda received, _: stop_requested.append(received))
         try:
-            while self.waiting or self.running:
+            while (self.waiting or self.running) and not stop_requested:
                 self.start_ready(say)
                 for job in list(self.running):
                     for line in job.new_epochs():
@@ -89,6 +92,9 @@ class Batch:
                 time.sleep(0.2)
         finally:
             stop(self.running)
+        if stop_requested:
+            print("batch: interrupted; the next call resumes", file=sys.stderr)
+            sys.exit(128 + stop_requested[0])
 
     def start_ready(self, say: Callable[[str], None]) -> None:
         """Pass over stages that are up to date or need a failed one, and start others as far as there is room."""
@@ -177,15 +183,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, metavar="N", help=f"stages at once; default: one per core, {cores()}")
     parser.add_argument("--ray", nargs="?", const="auto", metavar="ADDRESS", help="use a Ray cluster")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with exclusive(Path("build/batch.lock"), "the pipeline of this folder"):
             batch = run_all(options)
     except StudyError as error:
         print(f"batch: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("batch: interrupted; the next call resumes", file=sys.stderr)
+    except KeyboardInterrupt:  # before the first stage
         return 130
     print(batch.total() if batch.ran or batch.failed else "up to date")
     for sentence in filter(None, batch.failed.values()):
