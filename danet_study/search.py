@@ -34,7 +34,6 @@ from danet_study.store import decode, printable
 
 BATCH = 64  # images per forward pass: 384x128 through ResNet-50 needs less than 1 GB
 DRAWN = 30  # images of a ranked list in the figure
-SIXTEEN_BITS = (0.0, 65535.0)
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Search:
     """G gallery images ranked for each of Q queries by cosine distance of the run's test feature.
 
     gallery: sorted paths; order: gallery indices, nearest first, ties in the order of `gallery`. broken: a sentence for
-    each file that cannot be decoded.
+    each file that cannot be decoded or has over 8 bits: a camera's range of counts is not known here.
     """
 
     run: str
@@ -149,7 +148,7 @@ def embed(
 
     def read(path: Path) -> UInt8[np.ndarray, "3 H W"] | StudyError:
         try:
-            return decode(path, *size, SIXTEEN_BITS)
+            return decode(path, *size)
         except StudyError as error:
             return error
 
