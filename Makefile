@@ -43,7 +43,7 @@ setup: $(READY)
 
 repro: setup
 	@python -m tools.batch $(ARGS)
-	@ls -d results/*/tables results/*/figures results/report.html 2>/dev/null || true  # a part of the study may lack some
+	@find results -maxdepth 2 -name tables -o -name figures -o -name report.html | sort
 
 demo: setup
 	@python -m tools.variation studies/demo.yaml --into build/demo
