@@ -172,7 +172,11 @@ def _feature_name(folder: Path, feature: str | None) -> str:
 def _read_folder(folder: Path, feature: str | None) -> tuple[dict[str, np.ndarray], Path]:
     """Arrays as in an .npz, and rand_perm_cam.mat."""
     names = [f"{_feature_name(folder, feature)}_cam{camera}.mat" for camera in range(1, 7)]
-    files = {path.name: path for path in folder.rglob("*.mat")}
+    files: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*.mat")):
+        first = files.setdefault(path.name, path)
+        if path.name in (*names, "test_id.mat", "rand_perm_cam.mat") and path.read_bytes() != first.read_bytes():
+            raise StudyError(f"{first} and {path} differ; name the folder that holds one of them")
     if absent := [name for name in (*names, "test_id.mat", "rand_perm_cam.mat") if name not in files]:
         raise StudyError(f"{folder}: {', '.join(absent)} missing; copy `evaluation/` of {SOURCE} again")
     found = read_mat(files["test_id.mat"], "id", np.ndarray).ravel().tolist()

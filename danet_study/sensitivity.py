@@ -59,7 +59,7 @@ def sensitivity_table(study: Study, results: Results) -> pd.DataFrame:
     setting, lines = results.protocol.ablation, []
     for metric, title in METRICS.items():
         points = {
-            name: dict(zip(results.seeds(name), [100 * x for x in results.values(name, setting, metric)], strict=False))
+            name: dict(zip(results.seeds(name), [100 * x for x in results.values(name, setting, metric)], strict=True))
             for name in configs
         }
         for name, row in study.sensitivity.rows.items():

@@ -321,13 +321,16 @@ def test_an_npz_may_have_a_suffix_in_capitals(tmp_path, arrays, capsys):
 
 
 @pytest.mark.parametrize("file", ["feature/feat_deep_zero_padding_cam4.mat", "data_split/test_id.mat"])
-@pytest.mark.parametrize("damage", ["missing", "cut", "other variable", "cells without features"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "other variable", "cells without features", "two copies"])
 def test_a_damaged_folder_is_refused(clone, file, damage):
     path = clone / "evaluation" / file
     if damage == "missing":
         path.unlink()
     elif damage == "cut":
         path.write_bytes(path.read_bytes()[:1500])
+    elif damage == "two copies":
+        (clone / "another").mkdir()
+        scipy.io.savemat(clone / "another" / path.name, {"id": np.arange(1, 4), "feature": np.eye(2)})
     elif damage == "other variable":
         scipy.io.savemat(path, {"other": np.eye(2)})
     else:
